@@ -1,0 +1,213 @@
+"""Statistics of a tensor as values: ``a + b`` is exact, associative and commutative, so any order or split of the samples agrees.
+
+The bins of a histogram are ``2**exponent / BINS`` wide on each side of zero: edges are integer multiples of a power of two, so the bins
+of two histograms nest and merging never moves a count across an edge (what the order of the batches changes elsewhere).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BINS = 4096
+"""Bins on each side of zero; the largest magnitude lies in the upper half of them."""
+
+MIN_EXPONENT = -149
+"""Exponent of the smallest float32; sums are kept as integer multiples of ``2**-149``, in which every float32 is whole."""
+
+Counts = npt.NDArray[np.int64]
+
+
+def grid_exponent(magnitude: float) -> int:
+    """The smallest ``e`` with ``magnitude < 2**e``; ``MIN_EXPONENT`` for 0."""
+    return math.frexp(magnitude)[1] if magnitude else MIN_EXPONENT
+
+
+def _coarsen(counts: Counts, steps: int) -> Counts:
+    """Merges ``2**steps`` neighbouring bins into one, from zero outwards."""
+    if steps == 0:
+        return counts
+    merged = np.zeros(BINS, np.int64)
+    width = 1 << min(steps, BINS.bit_length() - 1)
+    merged[: BINS // width] = counts.reshape(-1, width).sum(1)
+    return merged
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Counts of finite values by sign and magnitude.
+
+    ``positive[k]`` counts values in ``[k*w, (k+1)*w)`` above zero and ``negative[k]`` those in ``(-(k+1)*w, -k*w]`` below it,
+    with ``w = 2**exponent / BINS``; exact zeros are counted apart.
+
+    Attributes:
+        exponent: Every magnitude is below ``2**exponent``.
+        negative: int64 ``[BINS]``.
+        positive: int64 ``[BINS]``.
+        zeros: How many values are exactly 0.
+    """
+
+    exponent: int = MIN_EXPONENT
+    negative: Counts = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    positive: Counts = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    zeros: int = 0
+
+    @classmethod
+    def of(cls, values: npt.NDArray[np.float32]) -> Histogram:
+        """The histogram of finite values of any shape."""
+        x = np.asarray(values, np.float64).ravel()
+        exponent = grid_exponent(float(np.abs(x).max())) if x.size else MIN_EXPONENT
+        index = np.floor(np.ldexp(np.abs(x), BINS.bit_length() - 1 - exponent)).astype(np.int64)
+        return cls(
+            exponent,
+            np.bincount(index[x < 0], minlength=BINS),
+            np.bincount(index[x > 0], minlength=BINS),
+            int((x == 0).sum()),
+        )
+
+    @property
+    def width(self) -> float:
+        """Width of one bin, in the unit of the tensor."""
+        return math.ldexp(1.0, self.exponent) / BINS
+
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        return int(self.negative.sum() + self.positive.sum()) + self.zeros
+
+    def at(self, exponent: int) -> Histogram:
+        """The same counts on a grid at least as coarse; exact."""
+        steps = exponent - self.exponent
+        if steps < 0:
+            message = f"a histogram cannot be refined from 2**{self.exponent} to 2**{exponent}"
+            raise ValueError(message)
+        return replace(self, exponent=exponent, negative=_coarsen(self.negative, steps), positive=_coarsen(self.positive, steps))
+
+    def magnitudes(self) -> Counts:
+        """Counts by magnitude, ``[BINS]``, zeros in the first bin."""
+        counts = self.negative + self.positive
+        counts[0] += self.zeros
+        return counts
+
+    def signed(self) -> tuple[npt.NDArray[np.float64], Counts]:
+        """Edges ``[2*BINS + 1]`` and counts ``[2*BINS]`` from the lowest value to the highest; zeros count as just above 0."""
+        counts = np.concatenate([self.negative[::-1], self.positive])
+        counts[BINS] += self.zeros
+        return np.arange(-BINS, BINS + 1) * self.width, counts
+
+    def __add__(self, other: Histogram) -> Histogram:
+        exponent = max(self.exponent, other.exponent)
+        a, b = self.at(exponent), other.at(exponent)
+        return Histogram(exponent, a.negative + b.negative, a.positive + b.positive, a.zeros + b.zeros)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Histogram):
+            return NotImplemented
+        return (
+            self.exponent == other.exponent
+            and self.zeros == other.zeros
+            and np.array_equal(self.negative, other.negative)
+            and np.array_equal(self.positive, other.positive)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def exact(value: float) -> int:
+    """A float32 as an integer multiple of ``2**-149``, so that sums of any order agree to the last bit."""
+    return int(math.ldexp(float(value), -MIN_EXPONENT))
+
+
+@dataclass(frozen=True, eq=False)
+class TensorStats:
+    """What one value of the graph looked like over some samples; the empty statistics are the neutral element of ``+``.
+
+    Attributes:
+        histogram: Counts of the finite values.
+        low: The least finite value, ``+inf`` where nothing was seen.
+        high: The greatest finite value, ``-inf`` where nothing was seen.
+        samples: How many samples were seen.
+        low_sum: Sum over the samples of each one's least finite value, in units of ``2**-149``.
+        high_sum: The same of the greatest.
+        nan: How many values were NaN.
+        negative_inf: How many values were -Inf.
+        positive_inf: How many values were +Inf.
+    """
+
+    histogram: Histogram = field(default_factory=Histogram)
+    low: float = math.inf
+    high: float = -math.inf
+    samples: int = 0
+    low_sum: int = 0
+    high_sum: int = 0
+    nan: int = 0
+    negative_inf: int = 0
+    positive_inf: int = 0
+
+    @classmethod
+    def of(cls, values: npt.NDArray[Any]) -> TensorStats:
+        """The statistics of one sample's tensor, any shape, float."""
+        x = np.asarray(values, np.float32).ravel()
+        finite = x[np.isfinite(x)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)
+        return cls(
+            Histogram.of(finite),
+            low + 0.0,
+            high + 0.0,
+            1,
+            exact(low) if finite.size else 0,
+            exact(high) if finite.size else 0,
+            int(np.isnan(x).sum()),
+            int(np.isneginf(x).sum()),
+            int(np.isposinf(x).sum()),
+        )
+
+    @property
+    def count(self) -> int:
+        """How many finite values were seen."""
+        return self.histogram.count
+
+    @property
+    def finite(self) -> bool:
+        """Whether no NaN or Inf was seen."""
+        return not (self.nan or self.negative_inf or self.positive_inf)
+
+    @property
+    def mean_low(self) -> float:
+        """Mean over the samples of each one's least value, correctly rounded."""
+        return math.ldexp(float(self.low_sum), MIN_EXPONENT) / max(self.samples, 1)
+
+    @property
+    def mean_high(self) -> float:
+        """Mean over the samples of each one's greatest value, correctly rounded."""
+        return math.ldexp(float(self.high_sum), MIN_EXPONENT) / max(self.samples, 1)
+
+    def __add__(self, other: TensorStats) -> TensorStats:
+        return TensorStats(
+            self.histogram + other.histogram,
+            min(self.low, other.low),
+            max(self.high, other.high),
+            self.samples + other.samples,
+            self.low_sum + other.low_sum,
+            self.high_sum + other.high_sum,
+            self.nan + other.nan,
+            self.negative_inf + other.negative_inf,
+            self.positive_inf + other.positive_inf,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TensorStats):
+            return NotImplemented
+        return self.scalars() == other.scalars() and self.histogram == other.histogram
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def scalars(self) -> tuple[float | int, ...]:
+        """Everything but the histogram."""
+        return (
+            self.low, self.high, self.samples, self.low_sum, self.high_sum, self.nan, self.negative_inf, self.positive_inf
+        )  # fmt: skip

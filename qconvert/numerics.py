@@ -1,0 +1,206 @@
+"""Quantization arithmetic on arrays: ``real = scale * (level - zero_point)``.
+
+Rounding is half-to-even and saturating, exactly as ONNX QuantizeLinear defines it, computed in float32 as onnxruntime does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating[Any]]
+LevelArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class QuantType:
+    """One integer grid.
+
+    Attributes:
+        name: The name in policies and reports, e.g. ``int8``.
+        bits: Width of one level.
+        signed: Whether levels may be negative.
+    """
+
+    name: str
+    bits: int
+    signed: bool
+
+    @property
+    def qmin(self) -> int:
+        """The lowest level."""
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        """The highest level."""
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def onnx(self) -> str:
+        """The ONNX storage type, e.g. ``INT8``."""
+        return self.name.upper()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+QUANT_TYPES: dict[str, QuantType] = {
+    t.name: t
+    for t in (QuantType(f"{'' if signed else 'u'}int{bits}", bits, signed) for bits in (2, 4, 8, 16) for signed in (True, False))
+}
+INT8, UINT8 = QUANT_TYPES["int8"], QUANT_TYPES["uint8"]
+INT32 = QuantType("int32", 32, signed=True)
+"""Biases and accumulators; not a type a policy can ask for."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The reals ``[low, high]`` that a grid must cover; ``low <= high``, both finite."""
+
+    low: float
+    high: float
+
+    def __or__(self, other: Range) -> Range:
+        return Range(min(self.low, other.low), max(self.high, other.high))
+
+
+@dataclass(frozen=True, eq=False)
+class QuantParams:
+    """Scale and zero point: ``real = scale * (level - zero_point)``.
+
+    The shape of ``scale`` is the granularity: ``[]`` per tensor, ``[C]`` per channel along ``axis``.
+
+    Attributes:
+        scale: float32, positive and finite, shape ``[]`` or ``[C]``.
+        zero_point: int32, same shape, within the dtype's levels.
+        dtype: The grid.
+        axis: The channel axis, or None per tensor.
+        narrow_range: The lowest level of a signed grid is left out, so the grid is symmetric about 0.
+    """
+
+    scale: npt.NDArray[np.float32]
+    zero_point: LevelArray
+    dtype: QuantType
+    axis: int | None = None
+    narrow_range: bool = False
+
+    @property
+    def qmin(self) -> int:
+        """The lowest level in use."""
+        return self.dtype.qmin + (1 if self.narrow_range and self.dtype.signed else 0)
+
+    @property
+    def qmax(self) -> int:
+        """The highest level in use."""
+        return self.dtype.qmax
+
+    @property
+    def low(self) -> npt.NDArray[np.float32]:
+        """The lowest real on the grid, in the shape of ``scale``."""
+        return np.asarray(self.scale * (self.qmin - self.zero_point).astype(np.float32))
+
+    @property
+    def high(self) -> npt.NDArray[np.float32]:
+        """The highest real on the grid, in the shape of ``scale``."""
+        return np.asarray(self.scale * (self.qmax - self.zero_point).astype(np.float32))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, QuantParams):
+            return NotImplemented
+        return (
+            self.dtype == other.dtype
+            and self.axis == other.axis
+            and self.narrow_range == other.narrow_range
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def params_from_range(
+    low: npt.ArrayLike, high: npt.ArrayLike, dtype: QuantType, *, symmetric: bool, narrow_range: bool = False, axis: int | None = None
+) -> QuantParams:
+    """The grid that covers ``[low, high]`` extended to contain 0, which it represents exactly.
+
+    Asymmetric: ``s = (high - low) / (qmax - qmin)``, ``z = clip(round(qmin - low / s))``.
+    Symmetric, signed: ``s = max|x| / qmax``, ``z = 0``; symmetric, unsigned: ``z`` is the middle of the grid (0 where ``low >= 0``).
+    An all-zero range gets scale 1 (Jacob et al. 2018, arXiv:1712.05877; ONNX DynamicQuantizeLinear).
+
+    Args:
+        low: Lower ends, shape ``[]`` or ``[C]``.
+        high: Upper ends, same shape.
+        dtype: The grid.
+        symmetric: Whether the grid is symmetric about 0.
+        narrow_range: Leave the lowest level of a signed grid out.
+        axis: The channel axis for shape ``[C]``.
+
+    Raises:
+        ValueError: If an end is not finite or ``low > high``.
+    """
+    lo, hi = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    if not (np.isfinite(lo).all() and np.isfinite(hi).all()) or (lo > hi).any():
+        message = f"no grid covers [{low}, {high}]"
+        raise ValueError(message)
+    lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
+    qmin = dtype.qmin + (1 if narrow_range and dtype.signed else 0)
+    qmax = dtype.qmax
+    if symmetric:
+        zero = np.where(lo < 0, 0 if dtype.signed else (qmax + 1) // 2, 0)
+        scale = np.maximum(-lo, hi) / (qmax - zero)
+    else:
+        scale = (hi - lo) / (qmax - qmin)
+        zero = np.zeros(lo.shape)
+    tiny = float(np.finfo(np.float32).tiny)
+    scale = np.where((lo == 0) & (hi == 0), 1.0, np.maximum(scale, tiny)).astype(np.float32)
+    if not symmetric:
+        zero = np.clip(np.rint(qmin - lo / scale.astype(np.float64)), qmin, qmax)
+    return QuantParams(scale, np.asarray(zero, np.int32), dtype, axis, narrow_range)
+
+
+def _along(values: npt.NDArray[Any], axis: int | None, ndim: int) -> npt.NDArray[Any]:
+    """Reshapes ``[C]`` so that it broadcasts along ``axis`` of an ``ndim``-dimensional array."""
+    if axis is None or values.ndim == 0:
+        return values
+    return values.reshape([-1 if d == axis % ndim else 1 for d in range(ndim)])
+
+
+def quantize(x: FloatArray, params: QuantParams) -> LevelArray:
+    """Levels of the reals: ``saturate(round_half_even(x / scale) + zero_point)``, int32, in the shape of ``x``.
+
+    Raises:
+        ValueError: If ``x`` holds a NaN, for which no level exists.
+    """
+    if np.isnan(x).any():
+        message = "a NaN has no level"
+        raise ValueError(message)
+    scale, zero = _along(params.scale, params.axis, x.ndim), _along(params.zero_point, params.axis, x.ndim)
+    with np.errstate(over="ignore"):
+        levels = np.rint(x.astype(np.float32) / scale)
+    return np.clip(levels.astype(np.float64) + zero, params.qmin, params.qmax).astype(np.int32)
+
+
+def dequantize(levels: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.float32]:
+    """Reals of the levels: ``scale * (level - zero_point)``, float32."""
+    scale, zero = _along(params.scale, params.axis, levels.ndim), _along(params.zero_point, params.axis, levels.ndim)
+    return np.asarray((levels.astype(np.int64) - zero).astype(np.float32) * scale)
+
+
+def fake_quantize(x: FloatArray, params: QuantParams) -> npt.NDArray[np.float32]:
+    """``dequantize(quantize(x))``: the reals that the integer model sees instead of ``x``."""
+    return dequantize(quantize(x, params), params)
+
+
+def bias_params(input_params: QuantParams, weight_params: QuantParams) -> QuantParams:
+    """The int32 grid of a bias: ``scale = s_x * s_w``, zero point 0, so that it adds to the accumulator as it is."""
+    scale = np.asarray(input_params.scale * weight_params.scale, np.float32)
+    return QuantParams(scale, np.zeros(scale.shape, np.int32), INT32, 0 if scale.ndim else None)
+
+
+def with_scale(params: QuantParams, scale: npt.NDArray[np.float32]) -> QuantParams:
+    """The same grid with another scale of the same shape."""
+    return replace(params, scale=np.asarray(scale, np.float32).reshape(params.scale.shape))
