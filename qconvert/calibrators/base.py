@@ -1,0 +1,108 @@
+"""What every calibrator shares: its laws, the check of its fields, and how bins of a histogram are read."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from qconvert.errors import CalibrationError
+from qconvert.histogram import Counts, TensorStats
+from qconvert.numerics import QuantType, Range
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+LIMITS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most"}
+"""The JSON Schema words that a field's ``metadata`` may hold, and how a message says them."""
+
+
+@dataclass(frozen=True)
+class Calibrator(ABC):
+    """Chooses the range that a grid covers, from a tensor's statistics; the fields are its keys in a policy.
+
+    With ``[a, b]`` the range of the data extended to contain 0, the chosen ``[low, high]`` obeys
+
+    * ``a <= low <= 0 <= high <= b``; where ``symmetric``, ``-low == high <= max(-a, b)`` instead, but an unsigned grid
+      over data without negatives starts at 0 and wastes no level;
+    * ``low < high`` unless every value is 0;
+    * ``range(2**k * x) == 2**k * range(x)`` exactly: everything is computed in units of the histogram's bins.
+    """
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check(
+                type(self).__name__.lower(), field.name, getattr(self, field.name), type(field.default), field.metadata
+            )
+
+    def __call__(self, stats: TensorStats, dtype: QuantType, *, symmetric: bool, narrow_range: bool = False) -> Range:
+        """The range for these statistics.
+
+        Args:
+            stats: Statistics of finite values only, at least one.
+            dtype: The grid the range is for.
+            symmetric: Whether the grid is symmetric about 0.
+            narrow_range: Whether the lowest level of a signed grid is left out.
+
+        Raises:
+            CalibrationError: If nothing was seen, or a NaN or an Inf.
+        """
+        _require_finite(stats)
+        below, above = max(-stats.low, 0.0), max(stats.high, 0.0)
+        if not (below or above):
+            return Range(0.0, 0.0)
+        mirrored = symmetric and (dtype.signed or below > 0)
+        if mirrored:
+            below = above = max(below, above)
+        found = self.search(stats, dtype, symmetric=mirrored, narrow_range=narrow_range)
+        low, high = max(-below, min(found.low, 0.0)), min(above, max(found.high, 0.0))
+        if mirrored:
+            low, high = -max(-low, high), max(-low, high)
+        return Range(low + 0.0, high + 0.0) if low < high else Range(-below + 0.0, above + 0.0)
+
+    @abstractmethod
+    def search(self, stats: TensorStats, dtype: QuantType, *, symmetric: bool, narrow_range: bool) -> Range:
+        """The range before it is fitted into the data and around 0; ``symmetric`` asks for ``low == -high``."""
+
+
+def _require_finite(stats: TensorStats) -> None:
+    """Refuses statistics from which no range follows."""
+    if not stats.finite:
+        kinds = {"NaN": stats.nan, "-Inf": stats.negative_inf, "+Inf": stats.positive_inf}
+        seen = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        message = f"expected finite values, got {seen}"
+        raise CalibrationError(message, hint="The float model overflows on these samples; check their preprocessing.")
+    if stats.count == 0:
+        message = "no value was seen"
+        raise CalibrationError(message, hint="Calibrate with samples that reach this tensor.")
+
+
+def _check(name: str, key: str, value: object, kind: type, limits: Mapping[str, float]) -> None:
+    """Refuses a field of the wrong kind or outside its limits; NaN is outside all of them."""
+    if isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool):
+        above = value > limits.get("exclusiveMinimum", -math.inf) and value >= limits.get("minimum", -math.inf)
+        if above and value <= limits.get("maximum", math.inf):
+            return
+    wanted = " and ".join(f"{LIMITS[word]} {limit}" for word, limit in limits.items())
+    message = f"{name}: {key}: expected {'a whole number' if kind is int else 'a number'} {wanted}, got {value!r}"
+    raise CalibrationError(message, hint=f"Leave {key} out to take its default.")
+
+
+def used(counts: Counts) -> int:
+    """How many bins reach from zero to the last one that holds a value."""
+    filled = np.flatnonzero(counts)
+    return int(filled[-1]) + 1 if filled.size else 0
+
+
+def merge(counts: Counts, width: int) -> Counts:
+    """Merges ``width`` neighbouring bins into one; a power of two, so the edges stay on the grid."""
+    return np.asarray(counts.reshape(-1, width).sum(1))
+
+
+def last_argmin(values: Floats) -> int:
+    """The index of the smallest value, the last one of equals."""
+    return int(values.size - 1 - np.argmin(values[::-1]))

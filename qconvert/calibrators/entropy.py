@@ -1,0 +1,177 @@
+"""Entropy: the clipping that loses the least information (KL divergence; Migacz, "8-bit inference with TensorRT", GTC 2017).
+
+A candidate window of bins holds the reference ``P``: its counts, those outside added to its end bins, where they saturate. ``Q`` is what
+``levels`` levels keep of the counts inside: the window is cut into ``levels`` equal parts (a bin on a cut is shared in proportion) and each
+part's mass is spread over the bins of it that ``P`` fills. Both are normalised; the window with the least
+
+    KL = sum P ln(P / Q)    over P > 0
+
+wins, the widest of equals, and "no clipping" is among the candidates. The end of the window is the bin's edge. Where the published pseudo-code is
+silent or fails: ``Q`` is at least 1e-6 of the mass where ``P > 0``; exact zeros are not counted, for every grid holds them, and the bin beside zero is
+set to its neighbour; ``levels`` is the number the grid has over the window (256 for one-sided data on 8 bits, 128 for magnitudes).
+A grid with more levels than there are bins is not clipped.
+
+Two-sided data on an asymmetric grid: one window over the signed bins. First one threshold for both ends is scanned (an end stops at its own extreme),
+then the high and the low end in turn, each with the other held. These three scans take 64 candidates, then all of those around the best;
+one-sided data and magnitudes are scanned in full.
+
+The parameter that matters is ``coverage``, the share of the non-zero values that must stay inside (half of the rest may go at each end): without it a
+spike at the upper end, such as ReLU6 leaves, is cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qconvert.calibrators.base import Calibrator, Floats, Ints, last_argmin, merge, used
+from qconvert.histogram import BINS, Counts, TensorStats
+from qconvert.numerics import QuantType, Range
+
+SMOOTHING = 1e-6
+"""The share of the mass that Q holds at least where P holds any."""
+
+COARSE = 64
+"""Candidates of the first pass of a scan for two-sided data."""
+
+ROUNDS = 2
+"""How often the ends of two-sided data are scanned in turn."""
+
+CHUNK = 1 << 15
+"""Levels times candidates evaluated at once, so that the arrays stay in the cache."""
+
+
+@dataclass(frozen=True)
+class Entropy(Calibrator):
+    """The window with the least divergence from the data.
+
+    Attributes:
+        bins: Bins between zero and the largest magnitude, at most; half as many at least.
+        coverage: The share of the non-zero values that no candidate clips.
+    """
+
+    bins: int = field(default=2048, metadata={"minimum": 512, "maximum": BINS})
+    coverage: float = field(default=0.999, metadata={"exclusiveMinimum": 0, "maximum": 1})
+
+    def search(self, stats: TensorStats, dtype: QuantType, *, symmetric: bool, narrow_range: bool) -> Range:
+        """The least divergence over magnitudes, over the one side that holds data, or over both."""
+        histogram = stats.histogram
+        below, above = histogram.negative, histogram.positive
+        levels = dtype.qmax - dtype.qmin + 1 - (narrow_range and dtype.signed)
+        if symmetric:
+            above, below, levels = below + above, np.zeros_like(below), 1 << (dtype.bits - 1)
+        merged = 1
+        while -(-max(used(below), used(above)) // merged) > self.bins:
+            merged *= 2
+        low, high = window(merge(below, merged), merge(above, merged), levels, coverage=self.coverage)
+        width = histogram.width * merged
+        return Range(-max(low, high) * width if symmetric else -low * width, high * width)
+
+
+def window(below: Counts, above: Counts, levels: int, *, coverage: float) -> tuple[int, int]:
+    """The best window: how many bins of ``below`` and of ``above`` it takes, each counted from zero outwards."""
+    low_end, high_end = used(below), used(above)
+    counts = np.concatenate([_without_zero_bin(below)[:low_end][::-1], _without_zero_bin(above)[:high_end]])
+    if low_end + high_end <= levels or not counts.any():
+        return low_end, high_end
+    spare = (1 - coverage) * float(below.sum() + above.sum()) / (2 if low_end and high_end else 1)
+    lows, highs = (np.arange(_floor(side, spare), used(side) + 1) for side in (below, above))
+
+    def loss(low: Ints | int, high: Ints | int) -> Floats:
+        low, high = np.broadcast_arrays(low, high)
+        return divergences(counts, low_end - low, low_end + high, levels)
+
+    if not low_end:
+        return 0, _scan(lambda high: loss(0, high), highs[highs >= levels])
+    if not high_end:
+        return _scan(lambda low: loss(low, 0), lows[lows >= levels]), 0
+    return _descend(loss, lows, highs, levels)
+
+
+def _descend(loss: Callable[[Ints | int, Ints | int], Floats], lows: Ints, highs: Ints, levels: int) -> tuple[int, int]:
+    """One threshold for both ends, then ``ROUNDS`` times the high end beside the low one and the low beside the high."""
+
+    def ends(limit: Ints) -> tuple[Ints, Ints]:
+        return limit.clip(lows[0], lows[-1]), limit.clip(highs[0], highs[-1])
+
+    limits = np.arange(max(lows[-1], highs[-1]) + 1)
+    limits = limits[np.add(*ends(limits)) >= levels]
+    limit = _scan(lambda limit: loss(*ends(limit)), limits, coarse=COARSE, start=int(limits[-1]))
+    low, high = (int(end) for end in ends(np.asarray(limit)))
+    for _ in range(ROUNDS):
+        high = _scan(lambda at, low=low: loss(low, at), highs[highs >= levels - low], coarse=COARSE, start=high)  # type: ignore[misc]
+        low = _scan(lambda at, high=high: loss(at, high), lows[lows >= levels - high], coarse=COARSE, start=low)  # type: ignore[misc]
+    return low, high
+
+
+def _scan(loss: Callable[[Ints], Floats], candidates: Ints, *, coarse: int = BINS, start: int | None = None) -> int:
+    """The candidate of the least loss: of all, or of about ``coarse`` evenly spaced ones and ``start``, then of those around the best."""
+    size = candidates.size
+    stride = -(-size // coarse)
+    first = np.arange(size - 1, -1, -stride)[::-1]
+    if start is not None:
+        first = np.union1d(first, np.searchsorted(candidates, start))
+    best = int(first[last_argmin(loss(candidates[first]))])
+    if stride > 1:
+        near = np.arange(max(best - stride + 1, 0), min(best + stride, size))
+        best = int(near[last_argmin(loss(candidates[near]))])
+    return int(candidates[best])
+
+
+def _without_zero_bin(counts: Counts) -> Counts:
+    """The counts with the bin beside zero set to its neighbour."""
+    return np.concatenate([counts[1:2], counts[1:]])
+
+
+def _floor(counts: Counts, spare: float) -> int:
+    """The least number of bins from zero outwards that leaves at most ``spare`` values outside."""
+    beyond = np.append(np.cumsum(counts[::-1])[::-1], 0)
+    return int(np.argmax(beyond <= spare))
+
+
+def divergences(counts: Counts, starts: Ints, stops: Ints, levels: int) -> Floats:
+    """KL(P || Q) in nat of the windows ``counts[start:stop]``, each at least ``levels`` bins wide, shape of ``starts``."""
+    step = max(CHUNK // levels, 1)
+    parts = [
+        _divergences(counts, starts[i : i + step], stops[i : i + step], levels) for i in range(0, starts.size, step)
+    ]
+    return np.concatenate(parts)
+
+
+def _divergences(counts: Counts, starts: Ints, stops: Ints, levels: int) -> Floats:
+    """Sums over levels instead of bins: within a level Q is constant, so ``sum P ln Q`` needs cumulative counts only."""
+    filled = np.append(counts, 0).astype(np.float64)
+    mass, support, information = (np.append(0.0, np.cumsum(a[:-1])) for a in (filled, filled > 0, _xlogx(filled)))
+    total = mass[-1]
+    outside = np.stack([mass[starts], total - mass[stops]])
+    ends = np.stack([filled[starts], filled[stops - 1]])
+
+    cuts = starts[:, None] + (stops - starts)[:, None] * np.arange(levels + 1) / levels
+    whole = np.floor(cuts).astype(np.intp)
+    share = cuts - whole
+    cut_bins = filled[whole]
+    level_mass = np.diff(mass[whole] + share * cut_bins)
+    level_support = np.diff(support[whole] + share * (cut_bins > 0))
+    level_support[:, [0, -1]] += ((outside > 0) & (ends == 0)).T
+    density = level_mass / np.where(level_support > 0, level_support, 1)
+
+    cut_bins = (cut_bins * (share > 0))[:, 1:-1]
+    uncut = mass[whole[:, 1:]] - mass[whole[:, :-1] + (share[:, :-1] > 0)]
+    shared = share[:, 1:-1] * density[:, :-1] + (1 - share[:, 1:-1]) * density[:, 1:]
+    cross = (uncut * _log(density)).sum(1) + (cut_bins * _log(shared)).sum(1)
+    end_density = np.maximum(density[:, [0, -1]].T, SMOOTHING * total)
+    cross += (outside * np.log(end_density)).sum(0)
+    kept = np.maximum(mass[stops] - mass[starts], SMOOTHING * total)
+    own = information[stops] - information[starts] + (_xlogx(ends + outside) - _xlogx(ends)).sum(0)
+    return np.asarray((own - cross) / total + np.log(kept / total))
+
+
+def _log(values: Floats) -> Floats:
+    """``ln`` where positive, 0 elsewhere."""
+    return np.log(np.where(values > 0, values, 1))
+
+
+def _xlogx(values: Floats) -> Floats:
+    return np.asarray(values * _log(values))

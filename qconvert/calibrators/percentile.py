@@ -1,0 +1,51 @@
+"""Percentile: clips a fixed share of the values at either end (McKinstry et al. 2018, arXiv:1809.04191; Wu et al. 2020, arXiv:2004.09602).
+
+``high`` is the ``percentile``-th percentile of x and ``low`` the ``(100 - percentile)``-th, so each end loses a share of
+``t = 1 - percentile / 100`` of all values; symmetric: the percentile of ``|x|``, which loses ``t`` in all. Zeros count: where fewer than
+``t`` of the values lie above 0, ``high`` is 0. Values are taken as spread evenly inside their bin.
+
+The parameter that matters is ``percentile``: 99.99 is NVIDIA's; lower for fewer bits (99.9 at 4 bits), 100 is minmax.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qconvert.calibrators.base import Calibrator
+from qconvert.histogram import Counts, TensorStats
+from qconvert.numerics import QuantType, Range
+
+
+@dataclass(frozen=True)
+class Percentile(Calibrator):
+    """The range outside which each end holds ``100 - percentile`` percent of the values; all of the data where that is empty.
+
+    Attributes:
+        percentile: Percent of the values at or below the high end.
+    """
+
+    percentile: float = field(default=99.99, metadata={"exclusiveMinimum": 50, "maximum": 100})
+
+    def search(self, stats: TensorStats, dtype: QuantType, *, symmetric: bool, narrow_range: bool) -> Range:  # noqa: ARG002 - the same for every grid
+        """The two percentiles, or the one of the magnitudes."""
+        histogram = stats.histogram
+        share = (100 - self.percentile) / 100 * stats.count
+        if symmetric:
+            limit = upper_quantile(histogram.negative + histogram.positive, share) * histogram.width
+            return Range(-limit, limit)
+        return Range(
+            -upper_quantile(histogram.negative, share) * histogram.width,
+            upper_quantile(histogram.positive, share) * histogram.width,
+        )
+
+
+def upper_quantile(counts: Counts, share: float) -> float:
+    """The position, in bins from zero, beyond which ``share`` values lie; 0 where there are not that many."""
+    beyond = np.append(np.cumsum(counts[::-1])[::-1], 0)
+    over = np.flatnonzero(beyond > share)
+    if not over.size:
+        return 0.0
+    last = int(over[-1])
+    return last + 1 - float(share - beyond[last + 1]) / float(counts[last])

@@ -1,0 +1,208 @@
+"""The one thin adapter over onnx_ir: load, save, look, insert, tidy. ``onnx_ir.Model`` is *the* graph everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from google.protobuf.message import DecodeError
+
+from qconvert.errors import ModelError
+from qconvert.files import atomic_output
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+INLINE_LIMIT = 1_800_000_000
+"""Weights beyond this many bytes do not fit a protobuf (2 GiB) with room for the graph; they go to a file beside the model."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A node with the names people can rely on.
+
+    Attributes:
+        node: The node.
+        name: The name of its first output: unique and stable, where node names are often empty.
+        subgraph: Path of the subgraph that holds it, e.g. ``If_3/then_branch``; "" in the main graph.
+    """
+
+    node: ir.Node
+    name: str
+    subgraph: str
+
+    @property
+    def op_type(self) -> str:
+        """``Conv``, or ``com.microsoft::Gelu`` outside the default domain."""
+        node = self.node
+        return node.op_type if node.domain in STANDARD_DOMAINS else f"{node.domain}::{node.op_type}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name a pattern may match: the outputs' and the node's own."""
+        own = (self.node.name,) if self.node.name else ()
+        return tuple(value.name for value in self.node.outputs if value.name) + own
+
+
+def load_model(path: Path) -> ir.Model:
+    """Reads an ONNX file; weights in external files stay there until they are used.
+
+    Raises:
+        ModelError: If the file is missing, not ONNX, truncated, or holds no operator.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file", hint="give the path of an .onnx file")
+    try:
+        model = ir.load(path)
+    except (DecodeError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{path}: not a readable ONNX model: {reason}", hint="the file may be truncated or of another kind") from error
+    if not len(model.graph):
+        raise ModelError(f"{path}: the model holds no operator", hint="the file may be truncated or of another kind")
+    _check_external_data(model, path)
+    return model
+
+
+def _check_external_data(model: ir.Model, path: Path) -> None:
+    for tensor in external_tensors(model):
+        location = Path(tensor.path)
+        needed = (tensor.offset or 0) + (tensor.length or 0)
+        if not location.is_file():
+            raise ModelError(f"{path}: its weights file '{tensor.location}' is missing", hint="keep it beside the .onnx file")
+        if location.stat().st_size < needed:
+            raise ModelError(
+                f"{path}: its weights file '{tensor.location}' is truncated: {location.stat().st_size} bytes, {needed} needed",
+                hint="copy the file again",
+            )
+
+
+def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
+    """The weights that live in files beside the model."""
+    return [
+        value.const_value
+        for graph in (model.graph, *model.graph.subgraphs())
+        for value in graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    ]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of an ONNX file together with the weight files it refers to."""
+    digest = hashlib.sha256()
+    folders = sorted({str(tensor.path) for tensor in external_tensors(load_model(path))})
+    for name in (str(path), *folders):
+        with Path(name).open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers as stored."""
+    graphs = (model.graph, *model.graph.subgraphs())
+    return sum(value.const_value.nbytes for graph in graphs for value in graph.initializers.values() if value.const_value is not None)
+
+
+def save_model(model: ir.Model, path: Path, *, force: bool) -> None:
+    """Writes a model, whole or not at all; beyond 2 GB the weights go to ``NAME.data`` beside it.
+
+    Raises:
+        OutputError: If a file exists and ``force`` is not given, or cannot be written.
+    """
+    if weight_bytes(model) <= INLINE_LIMIT:
+        with atomic_output(path, force=force) as temporary:
+            temporary.write_bytes(serialize(model))
+        return
+    data = path.with_name(path.name + ".data")
+    with atomic_output(data, force=force) as temporary_data, atomic_output(path, force=force) as temporary:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            staged = Path(folder) / path.name
+            ir.save(model, staged, external_data=data.name)
+            (Path(folder) / data.name).replace(temporary_data)
+            staged.replace(temporary)
+
+
+def serialize(model: ir.Model) -> bytes:
+    """The bytes of a model below 2 GB; the same model always gives the same bytes."""
+    blob: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return blob
+
+
+def operators(model: ir.Model) -> Iterator[Operator]:
+    """Every operator in topological order, bodies of If, Loop and Scan after the operator that holds them."""
+    yield from _operators(model.graph, "")
+
+
+def _operators(graph: ir.Graph, path: str) -> Iterator[Operator]:
+    for node in graph:
+        name = next((value.name for value in node.outputs if value.name), "") or node.name or ""
+        yield Operator(node, name, path)
+        for attribute in node.attributes.values():
+            bodies = {ir.AttributeType.GRAPH: (attribute.value,), ir.AttributeType.GRAPHS: attribute.value}.get(attribute.type, ())
+            for body in bodies:
+                yield from _operators(body, f"{path}/{node.op_type}({name}).{attribute.name}".lstrip("/"))
+
+
+def attributes(node: ir.Node) -> Mapping[str, Any]:
+    """The attributes of a node as Python values."""
+    return {name: attribute.value for name, attribute in node.attributes.items() if not attribute.is_ref()}
+
+
+def operand(node: ir.Node, index: int) -> ir.Value | None:
+    """Operand ``index`` of a node; None where it is left out (also by an empty name)."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """The array of a value that no run can change, else None."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Whether no run can change the value; does not read it."""
+    return value.const_value is not None and not value.is_graph_input()
+
+
+def shape_of(value: ir.Value) -> tuple[int | str | None, ...] | None:
+    """Dimensions of a value, or None where the rank is unknown."""
+    if value.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+
+
+def opset(model: ir.Model) -> int:
+    """The version of the default operator set."""
+    return next((model.opset_imports[domain] for domain in STANDARD_DOMAINS if domain in model.opset_imports), 1)
+
+
+def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], *, dtype: ir.DataType | None = None) -> ir.Value:
+    """Registers an initializer under a name not yet taken and returns its value."""
+    unique = name
+    count = 1
+    while unique in graph.initializers:
+        count += 1
+        unique = f"{name}_{count}"
+    tensor = ir.Tensor(array, dtype=dtype, name=unique)
+    value = ir.Value(name=unique, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def tidy(model: ir.Model) -> ir.Model:
+    """Removes what nothing uses, gives every value a unique name and sorts the nodes; the end of every rewrite."""
+    for step in (passes.RemoveUnusedNodesPass(), passes.RemoveUnusedOpsetsPass(), passes.TopologicalSortPass(), passes.NameFixPass()):
+        step(model)
+    return model
+
+
+def copy_array(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A contiguous copy, so that nothing keeps a mapped file alive."""
+    return np.array(array, order="C")

@@ -1,0 +1,89 @@
+"""``make_plan(graph, policy, statistics) -> Plan``: every decision with its reason; no edit, no session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from qconvert.calibrators import CALIBRATORS, Calibrator
+from qconvert.errors import PlanError
+from qconvert.graph import operators
+from qconvert.histogram import TensorStats
+from qconvert.plan.activations import ActivationPlanner
+from qconvert.plan.placement import Placement, candidate_values, place
+from qconvert.plan.settings import SettingsTable, settings_table
+from qconvert.plan.types import Absorbed, Entry, FloatOp, Plan, Role, Site
+from qconvert.plan.weights import weight_entries
+from qconvert.policy import Policy
+from qconvert.targets import HEAVY, Target, get_target
+
+DEFAULT_CALIBRATOR = "percentile"
+"""For activations whose policy names none."""
+
+
+def make_placement(model: ir.Model, policy: Policy) -> tuple[Placement, SettingsTable, Target]:
+    """What the policy quantizes on this graph, before any range is known.
+
+    Raises:
+        PolicyError: If a rule matches nothing.
+        TargetError: If the policy asks for what the target does not take.
+    """
+    target = get_target(policy.target)
+    table = settings_table(policy, tuple(operators(model)), target)
+    return place(model, table, target), table, target
+
+
+def make_plan(model: ir.Model, policy: Policy, stats: Mapping[str, TensorStats]) -> Plan:
+    """Decides the grid of every tensor.
+
+    Args:
+        model: A prepared graph; left as it is.
+        policy: The user's intent.
+        stats: Statistics by value name.
+
+    Raises:
+        CalibrationError: If a value to be quantized has no statistics, or statistics with NaN or Inf.
+        PolicyError: If a rule matches nothing.
+        TargetError: If the policy asks for what the target does not take.
+        PlanError: If nothing is left to quantize.
+    """
+    placement, table, target = make_placement(model, policy)
+    if not placement.integer:
+        raise nothing_to_quantize(placement)
+    planner = ActivationPlanner.over(model, placement, table, target, stats, CALIBRATORS[DEFAULT_CALIBRATOR]())
+    activations = planner.entries()
+    inputs = {site: entry.params for entry in activations for site in entry.sites}
+    weights = weight_entries(list(placement.integer.values()), table, target, inputs)
+    return Plan(
+        target.name,
+        (*activations, *planner.constants(), *weights),
+        tuple(planner.absorbed(activations)),
+        tuple((op.name, op.op_type) for op in placement.integer.values()),
+        tuple(placement.floats),
+    )
+
+
+def nothing_to_quantize(placement: Placement) -> PlanError:
+    """The refusal of a model in which no operator can be quantized, with the commonest reasons."""
+    reasons = [op.reason for op in placement.floats if op.op_type in HEAVY] or [op.reason for op in placement.floats]
+    ranked = sorted(dict.fromkeys(reasons), key=reasons.count, reverse=True)
+    why = "; ".join(ranked[:2]) or "it computes on no float tensor"
+    return PlanError(f"nothing to quantize: {why}", hint="'qconvert inspect MODEL' shows why each operator stays float")
+
+
+__all__ = [
+    "DEFAULT_CALIBRATOR",
+    "Absorbed",
+    "Calibrator",
+    "Entry",
+    "FloatOp",
+    "Placement",
+    "Plan",
+    "Role",
+    "Site",
+    "candidate_values",
+    "make_placement",
+    "make_plan",
+    "nothing_to_quantize",
+]

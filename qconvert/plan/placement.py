@@ -1,0 +1,336 @@
+"""Which operators become integer and which values carry a Q/DQ pair: a pure function of graph, settings and target, without statistics.
+
+Light operators are quantized only on paths from one heavy operator to another: elsewhere a Q/DQ pair costs accuracy and saves nothing, and
+box decoding, normalization layers and what only they read stay float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from qconvert.graph import STANDARD_DOMAINS, Operator, attributes, constant, is_constant, operand, operators
+from qconvert.plan.types import FloatOp, Site
+from qconvert.plan.settings import SettingsTable
+from qconvert.rules import OP_RULES, OpRule
+from qconvert.targets import HEAVY, Target
+
+
+@dataclass
+class Placement:
+    """What is quantized where.
+
+    Attributes:
+        integer: Operators that run on integers, by name, in topological order, with the reason.
+        floats: Operators on float tensors that do not.
+        values: Values that carry a Q/DQ pair, by name, in topological order: where the dequantized value is read.
+        constants: Constant operands of light operators, likewise.
+        ties: Values that must share their parameters: ``ties[output] = input`` of an operator that only moves values, or the first
+            operand of one whose operands share a scale.
+        clamps: Relu or Clip operators that may vanish into the range of their output: ``clamps[output] = operator``.
+        why: For each value, the reason for its Q/DQ pair.
+    """
+
+    integer: dict[str, Operator] = field(default_factory=dict)
+    floats: list[FloatOp] = field(default_factory=list)
+    values: dict[str, tuple[Site, ...]] = field(default_factory=dict)
+    constants: dict[str, tuple[Site, ...]] = field(default_factory=dict)
+    ties: dict[str, str] = field(default_factory=dict)
+    clamps: dict[str, Operator] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+
+
+
+
+
+def place(model: ir.Model, settings: SettingsTable, target: Target) -> Placement:
+    """Decides which operators become integer and where the Q/DQ pairs go."""
+    return _Placer(model, settings, target).place()
+
+
+def candidate_values(model: ir.Model) -> tuple[str, ...]:
+    """Every value that some policy and target could quantize, fused clamps counted as one with their producer."""
+    wanted: dict[str, None] = {}
+    for op in operators(model):
+        rule = OP_RULES.get(op.op_type)
+        if rule is None or rule.kind == "float" or op.subgraph or not is_float(op.node.outputs[0]):
+            continue
+        for value in (*activation_values(op, rule), *op.node.outputs):
+            if value.name and is_float(value) and not is_constant(value) and fused_clamp(value) is None:
+                wanted[value.name] = None
+    return tuple(wanted)
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """Whether a value is known to be float32."""
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def activation_values(op: Operator, rule: OpRule) -> list[ir.Value]:
+    """The operands of an operator that its rule calls activations, constants included."""
+    positions: Iterable[int] = range(len(op.node.inputs)) if rule.activations is None else rule.activations
+    found = (operand(op.node, position) for position in positions)
+    return [value for value in found if value is not None]
+
+
+def fused_clamp(value: ir.Value) -> ir.Node | None:
+    """The Relu or constant Clip that alone reads ``value``, so that runtimes compute both in one kernel."""
+    producer = value.producer()
+    rule = OP_RULES.get(producer.op_type) if producer is not None and producer.domain in STANDARD_DOMAINS else None
+    if rule is None or rule.kind not in {"heavy", "light"} or value.is_graph_output():
+        return None
+    uses = value.uses()
+    if len(uses) != 1 or uses[0].idx != 0:
+        return None
+    reader = uses[0].node
+    if reader.domain not in STANDARD_DOMAINS or reader.graph is not producer.graph:  # type: ignore[union-attr]
+        return None
+    return reader if clamp_bounds(reader) is not None else None
+
+
+def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:
+    """The bounds of a Relu or a Clip with constant bounds, else None."""
+    if node.op_type == "Relu":
+        return 0.0, float("inf")
+    if node.op_type != "Clip":
+        return None
+    bounds = []
+    for position, default in ((1, float("-inf")), (2, float("inf"))):
+        value = operand(node, position)
+        array = constant(value)
+        if value is not None and array is None:
+            return None
+        bounds.append(default if array is None else float(array.reshape(-1)[0]))
+    return bounds[0], bounds[1]
+
+
+class _Placer:
+    def __init__(self, model: ir.Model, settings: SettingsTable, target: Target) -> None:
+        self.model, self.settings, self.target = model, settings, target
+        self.ops = list(operators(model))
+        self.by_node = {op.node: op for op in self.ops}
+        self.by_name = {op.name: op for op in self.ops}
+        self.order = {op.node: index for index, op in enumerate(self.ops)}
+        self.why_float: dict[str, str] = {}
+        self.heavy: set[ir.Node] = set()
+        self.between: set[ir.Node] = set()
+        self.out = Placement()
+
+    def place(self) -> Placement:
+        self._choose()
+        self._prune()
+        for op in self.ops:
+            if self._is_integer(op.node):
+                self.out.integer[op.name] = op
+                self._values_of(op)
+            elif self._touches_float(op):
+                reason = self.why_float.get(op.name) or self._pruned_reason(op)
+                self.out.floats.append(FloatOp(op.name, op.op_type, reason))
+        self._sort_values()
+        return self.out
+
+    def _choose(self) -> None:
+        """Candidates by role, and the reason of every operator that cannot be one."""
+        for op in self.ops:
+            reason = self._refusal(op)
+            if reason:
+                self.why_float[op.name] = reason
+            elif OP_RULES[op.op_type].kind == "heavy":
+                self.heavy.add(op.node)
+            else:
+                self.between.add(op.node)
+
+    def _refusal(self, op: Operator) -> str:
+        rule = OP_RULES.get(op.op_type)
+        if op.subgraph:
+            return f"inside {op.subgraph}: values in a subgraph cannot be observed from outside"
+        settings = self.settings[op]
+        if settings.float:
+            return settings.reason
+        if rule is None or rule.kind == "float":
+            return f"no integer kernel for {op.op_type}"
+        if rule.kind in {"heavy", "light", "same"} and op.op_type not in self.target.integer_ops:
+            return f"{self.target.name} has no integer kernel for {op.op_type}"
+        values = [value for value in activation_values(op, rule) if value.name]
+        if not values or not all(is_float(value) for value in values):
+            return "not float32"
+        if any(is_dequantized(value) for value in values):
+            return "already quantized in the model"
+        return _shape_refusal(op)
+
+    def _prune(self) -> None:
+        """Takes candidates away until each lies between integer operators."""
+        changed = True
+        while changed:
+            doomed = {node for node in self.between if not (self._fed(node) and self._read(node))}
+            self.between -= doomed
+            changed = bool(doomed)
+
+    def _fed(self, node: ir.Node) -> bool:
+        op = self.by_node[node]
+        values = [value for value in activation_values(op, OP_RULES[op.op_type]) if not is_constant(value)]
+        needs_integer_output = OP_RULES[op.op_type].kind == "light" and not self._is_bias_add(node)
+        return bool(values) and all(self._feeds(value, needs_integer_output) for value in values)
+
+    def _feeds(self, value: ir.Value, integer_output: bool) -> bool:  # noqa: FBT001
+        producer = value.producer()
+        if producer is None:
+            return False
+        if producer in self.heavy:
+            return not (integer_output and producer.op_type in self.target.float_output_ops)
+        if producer not in self.between:
+            return False
+        if integer_output and (OP_RULES[producer.op_type].kind in {"bridge", "relu"} or self._is_bias_add(producer)):
+            source = operand(producer, 0)
+            source = operand(producer, 1) if source is None or is_constant(source) else source
+            return source is not None and self._feeds(source, integer_output=True)
+        return True
+
+    def _read(self, node: ir.Node) -> bool:
+        return any(
+            use.node in self.heavy or use.node in self.between
+            for value in node.outputs
+            for use in value.uses()
+            if self._is_activation(use.node, use.idx)
+        )
+
+    def _is_activation(self, node: ir.Node, position: int) -> bool:
+        rule = OP_RULES.get(node.op_type) if node.domain in STANDARD_DOMAINS else None
+        return rule is not None and (rule.activations is None or position in rule.activations)
+
+    def _is_bias_add(self, node: ir.Node) -> bool:
+        """An Add of a constant row to a MatMul: the MatMul's bias, which its kernel adds in float."""
+        if node.op_type != "Add":
+            return False
+        for data, row in ((0, 1), (1, 0)):
+            value, bias = operand(node, data), operand(node, row)
+            producer = value.producer() if value is not None else None
+            if producer is not None and producer in self.heavy and producer.op_type == "MatMul" and bias is not None and is_constant(bias):
+                return bias.shape is not None and len(bias.shape) <= 1
+        return False
+
+    def _is_integer(self, node: ir.Node) -> bool:
+        if node in self.heavy:
+            return True
+        return node in self.between and OP_RULES[node.op_type].kind in {"light", "same"} and not self._is_bias_add(node)
+
+    def _touches_float(self, op: Operator) -> bool:
+        if op.name in self.out.clamps or op.node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+            return False
+        return any(is_float(value) for value in op.node.outputs) or op.op_type in OP_RULES
+
+    def _pruned_reason(self, op: Operator) -> str:
+        if op.node in self.between:
+            if self._is_bias_add(op.node):
+                return "bias of a MatMul: added in float by its kernel"
+            return "computed in float between quantized values"
+        if not any(is_float(value) for value in op.node.outputs):
+            return "not float32"
+        if not self._fed(op.node):
+            return "not every input comes from an integer operator"
+        return "no integer operator reads its result"
+
+    # values
+
+    def _values_of(self, op: Operator) -> None:
+        rule = OP_RULES[op.op_type]
+        for value in self._quantized_operands(op, rule):
+            if is_constant(value):
+                if not (rule.weight is not None and value is operand(op.node, rule.weight)):
+                    self._add(self.out.constants, value, op, "constant operand")
+            else:
+                self._add(self.out.values, value, op, f"input of {op.op_type} {op.name}")
+        if rule.kind == "same":
+            source = operand(op.node, 0)
+            for value in op.node.outputs:
+                self._add_output(value, op, f"same scale as {source.name}")  # type: ignore[union-attr]
+                self.out.ties[value.name or ""] = source.name or ""  # type: ignore[union-attr]
+        elif self.target.outputs == "required" and (op.op_type not in self.target.float_output_ops or self._wants_output(op.node)):
+            self._add_output(op.node.outputs[0], op, f"output of {op.op_type} {op.name}")
+        if op.op_type in self.target.shared_scale_ops:
+            self._tie_operands(op)
+
+    def _quantized_operands(self, op: Operator, rule: OpRule) -> list[ir.Value]:
+        values = activation_values(op, rule)
+        if op.op_type != "Add" or self.target.residual == "both":
+            return values
+        branch = next((value for value in values if self._fuses_into(value)), None)
+        return [value for value in values if value is not branch]
+
+    @staticmethod
+    def _fuses_into(value: ir.Value) -> bool:
+        """Whether the only reader of a heavy operator is this Add, so that TensorRT computes both in one kernel."""
+        producer = value.producer()
+        return producer is not None and producer.op_type in HEAVY and len(value.uses()) == 1 and not value.is_graph_output()
+
+    def _tie_operands(self, op: Operator) -> None:
+        first, *others = [value.name or "" for value in op.node.inputs if value is not None and not is_constant(value)]
+        output = op.node.outputs[0].name or ""
+        self.out.ties.update(dict.fromkeys(others, first))
+        if output in self.out.values:
+            self.out.ties[output] = first
+
+    def _wants_output(self, node: ir.Node) -> bool:
+        """Whether a clamp fused behind a Gemm or MatMul is quantized for its reader, so the kernel may write integers."""
+        clamp = fused_clamp(node.outputs[0])
+        value = clamp.outputs[0] if clamp is not None else node.outputs[0]
+        uses = value.uses()
+        return bool(uses) and not value.is_graph_output() and all(self._reads_integer(use.node, use.idx) for use in uses)
+
+    def _reads_integer(self, node: ir.Node, position: int) -> bool:
+        return self._is_integer(node) and self._is_activation(node, position)
+
+    def _add_output(self, value: ir.Value, op: Operator, why: str) -> None:
+        clamp = fused_clamp(value)
+        if clamp is not None and not self.settings[self.by_node[clamp]].float:
+            value = clamp.outputs[0]
+            self.out.clamps[value.name or ""] = self.by_node[clamp]
+            why = f"{why} with its {clamp.op_type}"
+        sites = tuple(Site(self.by_node[use.node].name, use.idx) for use in self._ordered(value))
+        outputs = tuple(Site("", index) for index, out in enumerate(self.model.graph.outputs) if out is value)
+        if op.node in self.between and OP_RULES[op.op_type].kind == "same" and self.target.outputs == "free":
+            sites, outputs = tuple(site for site in sites if self._integer_site(site)), ()
+        self.out.values[value.name or ""] = (*sites, *outputs)
+        self.out.why[value.name or ""] = why
+
+    def _integer_site(self, site: Site) -> bool:
+        return self._reads_integer(self.by_name[site.operator].node, site.operand)
+
+    def _add(self, table: dict[str, tuple[Site, ...]], value: ir.Value, op: Operator, why: str) -> None:
+        name = value.name or ""
+        if name in table and (fused := self.out.why.get(name, "")).startswith(("output of", "same scale")):
+            return
+        sites = tuple(Site(op.name, use.idx) for use in self._ordered(value) if use.node is op.node and self._is_activation(op.node, use.idx))
+        table[name] = (*table.get(name, ()), *(site for site in sites if site not in table.get(name, ())))
+        self.out.why.setdefault(name, why)
+
+    def _ordered(self, value: ir.Value) -> list[ir.Usage]:
+        return sorted(value.uses(), key=lambda use: (self.order.get(use.node, -1), use.idx))
+
+    def _sort_values(self) -> None:
+        """Into topological order of the producers, inputs first."""
+        rank = {value.name: -1 for value in self.model.graph.inputs}
+        rank.update({value.name: self.order[op.node] for op in self.ops for value in op.node.outputs})
+        self.out.values = dict(sorted(self.out.values.items(), key=lambda item: rank.get(item[0], -1)))
+
+
+def is_dequantized(value: ir.Value) -> bool:
+    """Whether a value comes out of a DequantizeLinear that the model brought along."""
+    producer = value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _shape_refusal(op: Operator) -> str:
+    """Attributes that no integer kernel takes."""
+    found = attributes(op.node)
+    if op.op_type == "Gemm" and operand(op.node, 2) is not None and found.get("beta", 1.0) != 1.0:
+        return f"Gemm with beta = {found['beta']:g}: no integer kernel scales its bias"
+    if op.op_type == "Pad":
+        fill = constant(operand(op.node, 2))
+        if operand(op.node, 2) is not None and (fill is None or fill.reshape(-1)[0] != 0):
+            return "Pad with a value other than 0"
+    if op.op_type in {"Resize", "Upsample"} and found.get("mode", "nearest") == "cubic":
+        return "cubic Resize leaves the range of its input"
+    return ""

@@ -1,0 +1,96 @@
+"""Which operands of which operator are quantized, and how: one row an operator.
+
+Roles of an operator (``kind``):
+
+* ``heavy``: where the time goes; quantized wherever the target has an integer kernel.
+* ``light``: worth quantizing only between integer operators.
+* ``same``: moves values without changing them; its output shares the parameters of its input.
+* ``bridge``: computed in float, but its input and output may be quantized for its neighbours.
+* ``relu``: a clamp that the quantized range of its input can make redundant.
+* ``float``: stays float; its row only says what range its output has.
+
+Operators without a row stay float, and so does what only they read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qconvert.numerics import Range
+
+Kind = Literal["heavy", "light", "same", "bridge", "relu", "float"]
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """One operator's row.
+
+    Attributes:
+        op_type: ONNX operator type, default domain.
+        kind: Its role, see the module.
+        activations: Operand positions that are activations; None means all of them.
+        weight: Operand position of the weight where that is a constant.
+        bias: Operand position of the bias.
+        output_range: The interval that the outputs of this function never leave, whatever the data.
+    """
+
+    op_type: str
+    kind: Kind
+    activations: tuple[int, ...] | None = (0,)
+    weight: int | None = None
+    bias: int | None = None
+    output_range: Range | None = None
+
+
+def weight_axis(op_type: str, rank: int, attributes: Mapping[str, Any]) -> int:
+    """The output-channel axis of a weight: Conv 0, ConvTranspose 1, Gemm 0 with transB else 1, MatMul the last.
+
+    Args:
+        op_type: ``Conv``, ``ConvTranspose``, ``Gemm`` or ``MatMul``.
+        rank: Rank of the weight.
+        attributes: The operator's attributes by name, as Python values.
+    """
+    if op_type == "Gemm":
+        return 0 if attributes.get("transB") else 1
+    return {"Conv": 0, "ConvTranspose": 1, "MatMul": rank - 1}[op_type]
+
+
+_UNIT, _SIGNED_UNIT = Range(0.0, 1.0), Range(-1.0, 1.0)
+
+OP_RULES: dict[str, OpRule] = {
+    rule.op_type: rule
+    for rule in (
+        OpRule("Conv", "heavy", (0, 1), weight=1, bias=2),
+        OpRule("ConvTranspose", "heavy", (0, 1), weight=1, bias=2),
+        OpRule("Gemm", "heavy", (0, 1), weight=1, bias=2),
+        OpRule("MatMul", "heavy", (0, 1), weight=1),
+        OpRule("Add", "light", None),
+        OpRule("Mul", "light", None),
+        OpRule("Concat", "light", None),
+        OpRule("GlobalAveragePool", "light"),
+        OpRule("AveragePool", "light"),
+        OpRule("LeakyRelu", "light"),
+        OpRule("Sigmoid", "light", output_range=_UNIT),
+        *(
+            OpRule(name, "same")
+            for name in (
+                "MaxPool Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Gather GatherElements Pad Resize Upsample "
+                "DepthToSpace SpaceToDepth Expand Tile Identity"
+            ).split()
+        ),
+        OpRule("Relu", "relu"),
+        OpRule("Clip", "relu"),
+        OpRule("HardSigmoid", "bridge", output_range=_UNIT),
+        OpRule("Tanh", "bridge", output_range=_SIGNED_UNIT),
+        OpRule("Softmax", "float", output_range=_UNIT),
+        *(
+            OpRule(name, "bridge")
+            for name in (
+                "HardSwish Gelu Elu Selu Celu Mish Softplus Softsign ThresholdedRelu PRelu BatchNormalization InstanceNormalization "
+                "GroupNormalization ReduceMean ReduceMax GlobalMaxPool Swish"
+            ).split()
+        ),
+    )
+}

@@ -1,0 +1,154 @@
+"""onnxruntime sessions: providers without silent fall-back, errors as one line, models of any size."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from qconvert.errors import ModelError, ProviderError
+from qconvert.graph import INLINE_LIMIT, serialize, weight_bytes
+
+Feeds = Mapping[str, npt.NDArray[Any]]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+_NUMPY_TYPES: dict[str, npt.DTypeLike] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(int8)": np.int8,
+    "tensor(uint64)": np.uint64,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+    "tensor(string)": np.str_,
+}
+
+
+def check_provider(provider: str) -> None:
+    """Whether onnxruntime here has the provider at all.
+
+    Raises:
+        ProviderError: If the name is unknown or this build of onnxruntime lacks it.
+    """
+    if provider not in PROVIDERS:
+        raise ProviderError(f"unknown provider '{provider}': expected one of {', '.join(PROVIDERS)}")
+    if PROVIDERS[provider] not in ort.get_available_providers():
+        raise ProviderError(
+            f"provider '{provider}': this onnxruntime {ort.__version__} has only {', '.join(ort.get_available_providers())}",
+            hint="pip uninstall onnxruntime && pip install 'qconvert[gpu]', on a machine with an NVIDIA driver and CUDA"
+            + (" and TensorRT" if provider == "tensorrt" else ""),
+        )
+
+
+def open_session(
+    model: ir.Model | Path,
+    *,
+    provider: str = "cpu",
+    threads: int = 0,
+    optimize: bool = True,
+    optimized_path: Path | None = None,
+    config: Mapping[str, str] | None = None,
+) -> ort.InferenceSession:
+    """Opens a model for running.
+
+    Args:
+        model: A graph, or the path of a file.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``; operators the provider lacks run on the CPU, a missing provider is an error.
+        threads: Threads inside one run; 0 lets onnxruntime choose.
+        optimize: Whether onnxruntime may rewrite the graph.
+        optimized_path: Where onnxruntime writes the graph that it really runs.
+        config: Session configuration entries.
+
+    Raises:
+        ModelError: If onnxruntime refuses the model.
+        ProviderError: If the provider cannot be used.
+    """
+    check_provider(provider)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
+    wanted = [PROVIDERS[provider]] if provider == "cpu" else [PROVIDERS[provider], PROVIDERS["cpu"]]
+    with tempfile.TemporaryDirectory(prefix="qconvert.") as folder:
+        try:
+            session = ort.InferenceSession(_source(model, Path(folder)), options, providers=wanted)
+        except Exception as error:  # noqa: BLE001 - onnxruntime raises a dozen unrelated classes, some of them bare Exception
+            place = f"{model}: " if isinstance(model, Path) else ""
+            raise ModelError(f"{place}onnxruntime refuses the model: {one_line(error)}") from error
+    session.disable_fallback()
+    if session.get_providers()[0] != wanted[0]:
+        raise ProviderError(f"provider '{provider}' could not start: its libraries did not load", hint="see 'qconvert doctor'")
+    return session
+
+
+def _source(model: ir.Model | Path, folder: Path) -> str | bytes:
+    if isinstance(model, Path):
+        return str(model)
+    if weight_bytes(model) <= INLINE_LIMIT:
+        return serialize(model)
+    path = folder / "model.onnx"
+    ir.save(model, path, external_data="model.data")
+    return str(path)
+
+
+def run(session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Any]:
+    """One run; outputs in order.
+
+    Raises:
+        ModelError: If onnxruntime fails on these feeds.
+    """
+    try:
+        results: list[Any] = session.run(outputs, dict(feeds))
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises a dozen unrelated classes, some of them bare Exception
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        raise ModelError(f"onnxruntime fails on inputs {shapes}: {one_line(error)}") from error
+    return results
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a foreign exception without its line breaks and status code."""
+    text = " ".join(str(error).split())
+    return text.split(" : ", 2)[-1] if text.startswith("[ONNXRuntimeError]") else text or type(error).__name__
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a model.
+
+    Attributes:
+        name: Its name.
+        dtype: Element type, or None for sequences and maps.
+        shape: Fixed sizes as int, free ones as name or None.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | str | None, ...]
+
+
+def ports(session: ort.InferenceSession) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Inputs and outputs of a session."""
+
+    def port(argument: Any) -> Port:  # noqa: ANN401 - onnxruntime's NodeArg has no stubs
+        dtype = _NUMPY_TYPES.get(argument.type)
+        return Port(argument.name, None if dtype is None else np.dtype(dtype), tuple(argument.shape or ()))
+
+    return tuple(map(port, session.get_inputs())), tuple(map(port, session.get_outputs()))
