@@ -179,8 +179,9 @@ def quantize(x: FloatArray, params: QuantParams) -> LevelArray:
         message = "a NaN has no level"
         raise ValueError(message)
     scale, zero = _along(params.scale, params.axis, x.ndim), _along(params.zero_point, params.axis, x.ndim)
+    wide = np.float64 if params.dtype.bits > 16 else np.float32  # float32 has no room for the levels of a bias
     with np.errstate(over="ignore"):
-        levels = np.rint(x.astype(np.float32) / scale)
+        levels = np.rint(x.astype(wide) / scale.astype(wide))
     return np.clip(levels.astype(np.float64) + zero, params.qmin, params.qmax).astype(np.int32)
 
 

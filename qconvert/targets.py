@@ -34,6 +34,7 @@ class Target:
         bias: ``int32`` with scale ``s_x * s_w``, or ``float``.
         residual: Quantize ``both`` inputs of a residual Add, or the ``skip`` branch alone, so that the other fuses into its Conv.
         shared_scale_ops: Operator types whose inputs must all share one scale.
+        cast_low_bits: Whether weights below 8 bits need a Cast to 8 bits before they are dequantized, to reach integer kernels.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Target:
     bias: Literal["int32", "float"] = "int32"
     residual: Literal["both", "skip"] = "both"
     shared_scale_ops: frozenset[str] = field(default=frozenset())
+    cast_low_bits: bool = False
 
 
 _MOVES = frozenset(
@@ -66,6 +68,7 @@ TARGETS: dict[str, Target] = {
             _ORT,
             ("uint8", "int8", "uint16", "int16"),
             ("int8", "uint8", "int16", "int4"),
+            cast_low_bits=True,
         ),
         Target(
             "tensorrt",

@@ -1,10 +1,12 @@
-"""Calibrators: from the statistics of a tensor to the range that its grid covers. To add one, add a file and a row to the table."""
+"""Calibrators: from the statistics of a tensor to the range that its grid covers.
+
+To add one, add a file and a row to the table.
+"""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import fields
-from typing import Any
 
 from qconvert.calibrators.average import Average
 from qconvert.calibrators.base import Calibrator
@@ -26,27 +28,27 @@ CALIBRATORS: dict[str, type[Calibrator]] = {
 """The methods, by their name in a policy."""
 
 
-def make_calibrator(name: str, /, **parameters: Any) -> Calibrator:
+def make_calibrator(name: str, /, **parameters: object) -> Calibrator:
     """The calibrator of this name with these fields.
 
     Raises:
         CalibrationError: If there is no such calibrator or field, or a value is out of its limits.
     """
     if name not in CALIBRATORS:
-        raise _unknown("calibrator", name, list(CALIBRATORS))
+        message = f"unknown calibrator {name!r}"
+        raise CalibrationError(message, hint=_choices(name, list(CALIBRATORS)))
     cls = CALIBRATORS[name]
-    known = [f.name for f in fields(cls)]
+    known = [field.name for field in fields(cls)]
     for key in parameters:
         if key not in known:
-            raise _unknown(f"field of {name}", key, known)
+            message = f"{name}: unknown field {key!r}"
+            raise CalibrationError(message, hint=_choices(key, known))
     return cls(**parameters)
 
 
-def _unknown(kind: str, name: str, known: list[str]) -> CalibrationError:
-    """The error for a name that is not among the known ones, with the closest one as the hint."""
+def _choices(name: object, known: list[str]) -> str:
+    """The hint for a name that is not known: the closest one, and all of them."""
+    if not known:
+        return "It has no fields."
     close = difflib.get_close_matches(str(name), known, n=1)
-    choices = ", ".join(known)
-    message = f"unknown {kind} {name!r}, expected {f'one of {choices}' if known else 'none'}"
-    return CalibrationError(
-        message, hint=f"Did you mean {close[0]}?" if close else f"Choose from {choices}." if known else "Leave it out."
-    )
+    return f"{f'Did you mean {close[0]}? ' if close else ''}Choices: {', '.join(known)}."

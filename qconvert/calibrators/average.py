@@ -1,8 +1,9 @@
 """Average: the mean over the samples of each sample's least and greatest value (PaddleSlim's ``avg`` observer).
 
-``low = mean_i min(x_i), high = mean_i max(x_i)``, extended to 0; symmetric: the larger magnitude of the two. No parameter: the sample is
-the unit, so batches must be taken apart before (``TensorStats`` does), and the result depends on neither their order nor their size.
-One sample's outlier moves the range by ``1 / samples`` of its distance.
+    low = mean_i min(x_i),  high = mean_i max(x_i)
+
+Symmetric: the larger magnitude of the two. No parameter: the sample is the unit, so one outlier moves the range by its
+distance over the number of samples, and neither the order nor the size of batches matters.
 """
 
 from __future__ import annotations

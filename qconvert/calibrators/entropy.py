@@ -1,22 +1,22 @@
-"""Entropy: the clipping that loses the least information (KL divergence; Migacz, "8-bit inference with TensorRT", GTC 2017).
+"""Entropy: the clipping that loses the least information (KL divergence; Migacz, NVIDIA GTC 2017).
 
-A candidate window of bins holds the reference ``P``: its counts, those outside added to its end bins, where they saturate. ``Q`` is what
-``levels`` levels keep of the counts inside: the window is cut into ``levels`` equal parts (a bin on a cut is shared in proportion) and each
-part's mass is spread over the bins of it that ``P`` fills. Both are normalised; the window with the least
+A candidate window of bins holds the reference ``P``: its counts, and in its end bins the counts outside, which saturate
+there. ``Q`` is what the grid's levels keep of the counts inside: the window is cut into ``levels`` equal parts (a bin on
+a cut is shared in proportion) and the mass of a part is spread over the bins of it that ``P`` fills. The window with least
 
-    KL = sum P ln(P / Q)    over P > 0
+    KL = sum P ln(P / Q)  over P > 0,  both normalised
 
-wins, the widest of equals, and "no clipping" is among the candidates. The end of the window is the bin's edge. Where the published pseudo-code is
-silent or fails: ``Q`` is at least 1e-6 of the mass where ``P > 0``; exact zeros are not counted, for every grid holds them, and the bin beside zero is
-set to its neighbour; ``levels`` is the number the grid has over the window (256 for one-sided data on 8 bits, 128 for magnitudes).
-A grid with more levels than there are bins is not clipped.
+wins, the widest of equals; "no clipping" is a candidate, and a window ends at the edge of a bin. Where the published
+pseudo-code is silent or fails: ``Q`` is at least 1e-6 of the mass where ``P > 0``; exact zeros are not counted, since
+every grid holds them, and the bin beside zero is set to its neighbour; ``levels`` is the number that the grid has over the
+window: 256 at 8 bits, 128 over magnitudes. A grid of more levels than there are bins (16 bits) clips nothing.
 
-Two-sided data on an asymmetric grid: one window over the signed bins. First one threshold for both ends is scanned (an end stops at its own extreme),
-then the high and the low end in turn, each with the other held. These three scans take 64 candidates, then all of those around the best;
-one-sided data and magnitudes are scanned in full.
+Two-sided data on an asymmetric grid: one window over the signed bins. A threshold for both ends is scanned (an end stops
+at its own extreme), then twice the high and the low end in turn, the other one held; these scans try 64 candidates, then
+all around the best. Magnitudes and one-sided data are scanned in full.
 
-The parameter that matters is ``coverage``, the share of the non-zero values that must stay inside (half of the rest may go at each end): without it a
-spike at the upper end, such as ReLU6 leaves, is cut off.
+The parameter that matters is ``coverage``, the share of the non-zero values that stay inside (half of the rest may go at
+each of two ends): without it a spike at the upper end, such as ReLU6 leaves, is cut off.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ COARSE = 64
 
 ROUNDS = 2
 """How often the ends of two-sided data are scanned in turn."""
+
+Loss = Callable[[Ints, Ints], Floats]
+"""The divergences of windows, by the bins they take below and above zero."""
 
 CHUNK = 1 << 15
 """Levels times candidates evaluated at once, so that the arrays stay in the cache."""
@@ -79,45 +82,51 @@ def window(below: Counts, above: Counts, levels: int, *, coverage: float) -> tup
     spare = (1 - coverage) * float(below.sum() + above.sum()) / (2 if low_end and high_end else 1)
     lows, highs = (np.arange(_floor(side, spare), used(side) + 1) for side in (below, above))
 
-    def loss(low: Ints | int, high: Ints | int) -> Floats:
+    def loss(low: Ints, high: Ints) -> Floats:
         low, high = np.broadcast_arrays(low, high)
         return divergences(counts, low_end - low, low_end + high, levels)
 
-    if not low_end:
-        return 0, _scan(lambda high: loss(0, high), highs[highs >= levels])
-    if not high_end:
-        return _scan(lambda low: loss(low, 0), lows[lows >= levels]), 0
-    return _descend(loss, lows, highs, levels)
+    if low_end and high_end:
+        return _descend(loss, lows, highs, levels)
+    low, high = lows[lows >= levels] if low_end else lows, highs[highs >= levels] if high_end else highs
+    best = last_argmin(loss(low, high))
+    return int(low[best]) if low_end else 0, int(high[best]) if high_end else 0
 
 
-def _descend(loss: Callable[[Ints | int, Ints | int], Floats], lows: Ints, highs: Ints, levels: int) -> tuple[int, int]:
-    """One threshold for both ends, then ``ROUNDS`` times the high end beside the low one and the low beside the high."""
+def _descend(loss: Loss, lows: Ints, highs: Ints, levels: int) -> tuple[int, int]:
+    """One threshold for both ends, then ``ROUNDS`` times the high end and the low end in turn; no step loses."""
 
     def ends(limit: Ints) -> tuple[Ints, Ints]:
         return limit.clip(lows[0], lows[-1]), limit.clip(highs[0], highs[-1])
 
+    def beside_low(at: Ints) -> Floats:
+        return loss(low, at)
+
+    def beside_high(at: Ints) -> Floats:
+        return loss(at, high)
+
     limits = np.arange(max(lows[-1], highs[-1]) + 1)
     limits = limits[np.add(*ends(limits)) >= levels]
-    limit = _scan(lambda limit: loss(*ends(limit)), limits, coarse=COARSE, start=int(limits[-1]))
-    low, high = (int(end) for end in ends(np.asarray(limit)))
+    low, high = ends(_scan(lambda limit: loss(*ends(limit)), limits, coarse=COARSE, start=limits[-1:]))
     for _ in range(ROUNDS):
-        high = _scan(lambda at, low=low: loss(low, at), highs[highs >= levels - low], coarse=COARSE, start=high)  # type: ignore[misc]
-        low = _scan(lambda at, high=high: loss(at, high), lows[lows >= levels - high], coarse=COARSE, start=low)  # type: ignore[misc]
-    return low, high
+        high = _scan(beside_low, highs[highs >= levels - low], coarse=COARSE, start=high)
+        low = _scan(beside_high, lows[lows >= levels - high], coarse=COARSE, start=low)
+    return int(low[0]), int(high[0])
 
 
-def _scan(loss: Callable[[Ints], Floats], candidates: Ints, *, coarse: int = BINS, start: int | None = None) -> int:
-    """The candidate of the least loss: of all, or of about ``coarse`` evenly spaced ones and ``start``, then of those around the best."""
+def _scan(loss: Callable[[Ints], Floats], candidates: Ints, *, coarse: int, start: Ints) -> Ints:
+    """The candidate of the least loss, shape ``[1]``.
+
+    Of ``coarse`` evenly spaced ones and ``start``, then of all around the best of these.
+    """
     size = candidates.size
     stride = -(-size // coarse)
-    first = np.arange(size - 1, -1, -stride)[::-1]
-    if start is not None:
-        first = np.union1d(first, np.searchsorted(candidates, start))
+    first = np.union1d(np.arange(size - 1, -1, -stride), np.searchsorted(candidates, start))
     best = int(first[last_argmin(loss(candidates[first]))])
     if stride > 1:
         near = np.arange(max(best - stride + 1, 0), min(best + stride, size))
         best = int(near[last_argmin(loss(candidates[near]))])
-    return int(candidates[best])
+    return candidates[best : best + 1]
 
 
 def _without_zero_bin(counts: Counts) -> Counts:
@@ -132,7 +141,7 @@ def _floor(counts: Counts, spare: float) -> int:
 
 
 def divergences(counts: Counts, starts: Ints, stops: Ints, levels: int) -> Floats:
-    """KL(P || Q) in nat of the windows ``counts[start:stop]``, each at least ``levels`` bins wide, shape of ``starts``."""
+    """KL(P || Q) in nat of the windows ``counts[start:stop]``, each at least ``levels`` bins wide; shape ``[n]``."""
     step = max(CHUNK // levels, 1)
     parts = [
         _divergences(counts, starts[i : i + step], stops[i : i + step], levels) for i in range(0, starts.size, step)
@@ -141,7 +150,7 @@ def divergences(counts: Counts, starts: Ints, stops: Ints, levels: int) -> Float
 
 
 def _divergences(counts: Counts, starts: Ints, stops: Ints, levels: int) -> Floats:
-    """Sums over levels instead of bins: within a level Q is constant, so ``sum P ln Q`` needs cumulative counts only."""
+    """Within a level Q is constant, so ``sum P ln Q`` needs cumulative counts at the cuts, and the cut bins one by one."""
     filled = np.append(counts, 0).astype(np.float64)
     mass, support, information = (np.append(0.0, np.cumsum(a[:-1])) for a in (filled, filled > 0, _xlogx(filled)))
     total = mass[-1]

@@ -1,20 +1,23 @@
-"""MSE: the clipping with the least expected error ``E |x - fake_quantize(x)|**power`` (Choukroun et al. 2019, OMSE, arXiv:1902.06822;
-Nahshan et al. 2019, LAPQ, arXiv:1911.07190).
+"""MSE: the clipping with the least expected error ``E |x - fake_quantize(x)|**p``.
 
-The error is computed from the histogram, values taken as spread evenly inside their bin. On a grid of step s with levels ``n`` in
-``[first, last]``, counted from zero, it is ``|x - n s|`` with ``n = clip(rint(x / s), first, last)``: rounding and clipping in one. With ``r = x / s - n``
+Source: Choukroun et al. 2019 (OMSE), arXiv:1902.06822; for other powers Nahshan et al. 2019 (LAPQ), arXiv:1911.07190.
+
+The error follows from the histogram, values taken as evenly spread inside their bin. On a grid of step s whose levels,
+counted from zero, are ``first..last``, it is ``|x - n s|`` with ``n = clip(rint(x / s), first, last)``: rounding and
+clipping in one. With ``r = x / s - n``
 
     F(x) = integral_0^x |error|**p = s**(p + 1) / (p + 1) * (n / 2**p + sign(r) |r|**(p + 1))
 
-is exact, so a bin ``[u, v)`` of ``c`` values adds ``c (F(v) - F(u)) / (v - u)``, whether the step is much wider than the bin (4 bits: rounding
-of single values) or narrower (16 bits: uniform noise ``s**2 / 12``). Exact zeros cost nothing. More than ``EDGES`` edges are merged in pairs.
+so a bin ``[u, v)`` of ``c`` values adds ``c (F(v) - F(u)) / (v - u)``, exactly, be the step wider than the bin (4 bits:
+rounding of single values) or narrower (16 bits: noise ``s**2 / 12``). Exact zeros cost nothing. Bins are merged in pairs
+until ``EDGES`` edges suffice. The grid of a candidate is the one ``params_from_range`` builds.
 
-Search: a threshold for both ends, in ``steps`` even steps of the largest magnitude (an end stops at its own extreme); two-sided data on an
-asymmetric grid: then the high and the low end in turn, in ``steps`` steps each; at last every end in steps ten times finer around its best.
-An end that clips the extreme value by more than the whole unclipped error cannot win and is not tried: that leaves few candidates for small data.
-Of equals the widest is taken. The grid of a candidate is the one ``params_from_range`` builds, zero point rounded.
+Search: one threshold for both ends in ``steps`` even steps of the largest magnitude (an end stops at its own extreme);
+for two-sided data on an asymmetric grid then the high and the low end in turn, in as many steps of their own; at last
+steps ten times finer around the best. Of equals the widest wins. An end that clips its extreme by more than the whole
+unclipped error cannot win and is not tried, which leaves few candidates for small data.
 
-The parameter that matters is ``power``: larger ones clip less (2.4 is LAPQ's for activations at 4 bits).
+The parameter that matters is ``power``: larger ones clip less.
 """
 
 from __future__ import annotations
@@ -25,9 +28,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qconvert.calibrators.base import Calibrator, Floats, Ints, last_argmin, merge
+from qconvert.calibrators.base import Calibrator, Floats, last_argmin, merge
 from qconvert.histogram import BINS, TensorStats
-from qconvert.numerics import QuantType, Range, params_from_range
+from qconvert.numerics import LevelArray, QuantType, Range, params_from_range
 
 EDGES = 1024
 """Edges of the histogram that the error is summed over, at most."""
@@ -93,9 +96,16 @@ def _search(loss: Loss, below: float, above: float, *, steps: int, slack: float,
         limit = _best(both, near(limit, extreme))
         return min(limit, below), min(limit, above)
     low, high = min(limit, below), min(limit, above)
+
+    def beside_low(at: Floats) -> Floats:
+        return loss(np.array(low), at)
+
+    def beside_high(at: Floats) -> Floats:
+        return loss(at, np.array(high))
+
     for candidates in (even, near):
-        high = _best(lambda at, low=low: loss(low, at), np.append(candidates(high, above), high))
-        low = _best(lambda at, high=high: loss(at, high), np.append(candidates(low, below), low))
+        high = _best(beside_low, np.append(candidates(high, above), high))
+        low = _best(beside_high, np.append(candidates(low, below), low))
     return low, high
 
 
@@ -118,18 +128,22 @@ def _edges(stats: TensorStats, *, folded: bool) -> tuple[Floats, Floats, int]:
         counts, width = merge(counts, 2), width * 2
         falls = -np.diff(counts, prepend=0, append=0)
     at = np.flatnonzero(falls)
-    return at * float(width) - zero, falls[at] / width, width
+    return at * float(width) - zero, np.asarray(falls[at] / width), width
 
 
-def errors(edges: Floats, weights: Floats, scale: Floats, first: Ints, last: Ints, *, power: float) -> Floats:
-    """``E |x - fake_quantize(x)|**power`` times the number of values, for grids of shape ``[n]``; the equation of the module."""
+def errors(
+    edges: Floats, weights: Floats, scale: Floats, first: LevelArray, last: LevelArray, *, power: float
+) -> Floats:
+    """``E |x - fake_quantize(x)|**power`` times the number of values, for grids of shape ``[n]``."""
     step = max(CHUNK // max(edges.size, 1), 1)
     chunks = (slice(i, i + step) for i in range(0, scale.size, step))
-    sums = np.concatenate([_moments(edges, weights, scale[c], first[c], last[c], power) for c in chunks])
+    sums = np.concatenate([_moments(edges, weights, scale[c], first[c], last[c], power=power) for c in chunks])
     return np.asarray(sums * scale ** (power + 1) / (power + 1))
 
 
-def _moments(edges: Floats, weights: Floats, scale: Floats, first: Ints, last: Ints, power: float) -> Floats:
+def _moments(
+    edges: Floats, weights: Floats, scale: Floats, first: LevelArray, last: LevelArray, *, power: float
+) -> Floats:
     """The sums in units of ``scale``, in place where that saves a pass over memory."""
     rest = edges / scale[:, None]
     level = np.rint(rest)

@@ -1,10 +1,12 @@
-"""Percentile: clips a fixed share of the values at either end (McKinstry et al. 2018, arXiv:1809.04191; Wu et al. 2020, arXiv:2004.09602).
+"""Percentile: clips a fixed share of the values at either end.
 
-``high`` is the ``percentile``-th percentile of x and ``low`` the ``(100 - percentile)``-th, so each end loses a share of
-``t = 1 - percentile / 100`` of all values; symmetric: the percentile of ``|x|``, which loses ``t`` in all. Zeros count: where fewer than
-``t`` of the values lie above 0, ``high`` is 0. Values are taken as spread evenly inside their bin.
+Source: McKinstry et al. 2018, arXiv:1809.04191; Wu et al. 2020, arXiv:2004.09602.
 
-The parameter that matters is ``percentile``: 99.99 is NVIDIA's; lower for fewer bits (99.9 at 4 bits), 100 is minmax.
+``high`` is the ``percentile``-th percentile of x and ``low`` the ``(100 - percentile)``-th: each end loses the share
+``t = 1 - percentile / 100`` of all values. Symmetric: the percentile of ``|x|``, which loses ``t`` in all. Zeros count
+as values: where ``t`` of them or fewer lie above 0, ``high`` is 0. Inside a bin the values are taken as evenly spread.
+
+The parameter that matters is ``percentile``: 99.99 is NVIDIA's, 100 is minmax; fewer bits want a lower one.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from qconvert.numerics import QuantType, Range
 
 @dataclass(frozen=True)
 class Percentile(Calibrator):
-    """The range outside which each end holds ``100 - percentile`` percent of the values; all of the data where that is empty.
+    """The range beyond whose ends lie ``100 - percentile`` percent of the values each; all the data where it is empty.
 
     Attributes:
         percentile: Percent of the values at or below the high end.

@@ -1,0 +1,157 @@
+"""The ``.calib`` file: statistics of a model over some data, in one file without pickle, from which every threshold is computed later.
+
+A zip of ``.npy`` members and one JSON header, as ``numpy.savez_compressed`` writes it; the same contents give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qconvert.errors import CalibrationError
+from qconvert.files import atomic_output
+from qconvert.histogram import BINS, Histogram, TensorStats
+
+FORMAT = 1
+SUFFIX = ".calib"
+
+Feeds = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of one model over some data.
+
+    Attributes:
+        model: Path of the model, relative to the folder of the ``.calib`` file.
+        model_hash: SHA-256 of the model and its weight files.
+        data: Where the samples came from and how they were preprocessed, as JSON values.
+        samples: How many samples were run.
+        skipped: Samples that could not be read: ``(name, reason)``.
+        stats: Statistics by name of the value in the prepared graph.
+        probes: A few of the samples as fed to the model, for the comparisons that quantize makes.
+    """
+
+    model: str
+    model_hash: str
+    data: Mapping[str, Any]
+    samples: int
+    skipped: tuple[tuple[str, str], ...]
+    stats: Mapping[str, TensorStats]
+    probes: tuple[Feeds, ...] = field(default=())
+
+    def __add__(self, other: Calibration) -> Calibration:
+        """The statistics of both: of the same model, over other samples.
+
+        Raises:
+            CalibrationError: If they belong to different models.
+        """
+        if self.model_hash != other.model_hash or set(self.stats) != set(other.stats):
+            raise CalibrationError("only calibrations of the same model can be added")
+        merged = {name: stats + other.stats[name] for name, stats in self.stats.items()}
+        skipped = tuple(sorted(self.skipped + other.skipped))
+        return Calibration(self.model, self.model_hash, self.data, self.samples + other.samples, skipped, merged, self.probes)
+
+
+def save(calibration: Calibration, path: Path, *, force: bool) -> None:
+    """Writes a ``.calib`` file, whole or not at all.
+
+    Raises:
+        OutputError: If the file exists and ``force`` is not given, or cannot be written.
+    """
+    names = list(calibration.stats)
+    rows = [calibration.stats[name] for name in names]
+    header = {
+        "format": FORMAT,
+        "model": calibration.model,
+        "model_hash": calibration.model_hash,
+        "data": dict(calibration.data),
+        "samples": calibration.samples,
+        "skipped": [list(item) for item in calibration.skipped],
+        "probes": [list(probe) for probe in calibration.probes],
+        "values": [
+            [name, row.histogram.exponent, row.histogram.zeros, *(_portable(number) for number in row.scalars())]
+            for name, row in zip(names, rows, strict=True)
+        ],
+    }
+    members = {f"probe_{i}_{j}": array for i, probe in enumerate(calibration.probes) for j, array in enumerate(probe.values())}
+    counts = np.array([np.stack([row.histogram.negative, row.histogram.positive]) for row in rows]).reshape(len(rows), 2, BINS)
+    text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
+    with atomic_output(path, force=force) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, header=text, counts=counts, **members)  # type: ignore[arg-type]
+
+
+def _portable(number: float | int) -> str:
+    """Exact as text: whole numbers in decimal (JSON readers round beyond 2**53), floats in hexadecimal."""
+    return number.hex() if isinstance(number, float) else str(number)
+
+
+def load(path: Path) -> Calibration:
+    """Reads a ``.calib`` file.
+
+    Raises:
+        CalibrationError: If the file is missing, damaged or of another kind.
+    """
+    if not path.is_file():
+        raise CalibrationError(f"{path}: no such file", hint="'qconvert calibrate MODEL --data SAMPLES' writes it")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            header = json.loads(bytes(archive["header"]))
+            if header["format"] != FORMAT:
+                raise CalibrationError(f"{path}: format {header['format']}, this qconvert reads {FORMAT}", hint="calibrate again")
+            return _read(header, archive)
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, TypeError, zipfile.error) as error:
+        raise CalibrationError(f"{path}: not a readable calibration file", hint="it may be truncated; calibrate again") from error
+
+
+def _read(header: Mapping[str, Any], archive: Mapping[str, Any]) -> Calibration:
+    stats = {}
+    for (name, exponent, zeros, *scalars), counts in zip(header["values"], archive["counts"], strict=True):
+        low, high, *whole = scalars
+        histogram = Histogram(exponent, counts[0], counts[1], zeros)
+        stats[name] = TensorStats(histogram, float.fromhex(low), float.fromhex(high), *map(int, whole))
+    probes = tuple(
+        {name: archive[f"probe_{i}_{j}"] for j, name in enumerate(names)} for i, names in enumerate(header["probes"])
+    )
+    skipped = tuple((name, reason) for name, reason in header["skipped"])
+    return Calibration(header["model"], header["model_hash"], header["data"], header["samples"], skipped, stats, probes)
+
+
+def model_path(calibration: Calibration, path: Path) -> Path:
+    """Where the model of a ``.calib`` file at ``path`` is: where it was, or else beside the file.
+
+    Raises:
+        CalibrationError: If it is in neither place.
+    """
+    for candidate in (Path(os.path.normpath(path.parent / calibration.model)), path.parent / Path(calibration.model).name):
+        if candidate.is_file():
+            return candidate
+    raise CalibrationError(
+        f"{path}: its model '{calibration.model}' is not there", hint="give the model's path as the first argument"
+    )
+
+
+def find(folder: Path) -> Path:
+    """The one ``.calib`` file of a folder.
+
+    Raises:
+        CalibrationError: If there is none or there are several.
+    """
+    found = sorted(folder.glob(f"*{SUFFIX}"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise CalibrationError(
+            "no .calib file in this folder says which model is meant",
+            hint="run 'qconvert calibrate MODEL --data SAMPLES' here first, or give the model and --calibration FILE or --data SAMPLES",
+        )
+    listed = ", ".join(path.name for path in found[:4]) + (", ..." if len(found) > 4 else "")
+    raise CalibrationError(f"{len(found)} .calib files in this folder: {listed}", hint="choose one with --calibration FILE")

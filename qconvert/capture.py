@@ -1,0 +1,202 @@
+"""Runs the float model over samples and reduces every tensor at once to its statistics; activations are never kept.
+
+Samples run in parallel, each in a single-threaded onnxruntime run, so results do not depend on the number of threads, and reducing one
+sample overlaps with running the next.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from qconvert.accumulate import Accumulator, scratch
+from qconvert.errors import CalibrationError, CorruptSampleError, DataError
+from qconvert.graph import is_constant, operators
+from qconvert.histogram import TensorStats
+from qconvert.samples import Sample, SampleSet
+from qconvert.session import open_session, run
+
+Progress = Callable[[int], None]
+"""Called with the number of samples done, from any thread, one at a time."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What one pass over the samples found.
+
+    Attributes:
+        stats: Statistics by value name.
+        samples: How many samples were run.
+        skipped: Samples that could not be read: ``(name, reason)``.
+    """
+
+    stats: Mapping[str, TensorStats]
+    samples: int
+    skipped: tuple[tuple[str, str], ...]
+
+
+def default_workers() -> int:
+    """How many CPUs this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def capture(
+    model: ir.Model,
+    names: Sequence[str],
+    samples: SampleSet,
+    *,
+    provider: str = "cpu",
+    threads: int = 0,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Captured:
+    """Statistics of the named values over all samples.
+
+    Args:
+        model: A prepared float graph; left as it is.
+        names: Values to observe.
+        samples: What to run.
+        provider: Execution provider.
+        threads: Samples in flight at once; 0 means one for each CPU.
+        strict: Whether a sample that cannot be read is an error.
+        progress: Told after every sample.
+
+    Raises:
+        CalibrationError: If a NaN or Inf appears where no attention mask explains it.
+        DataError: If no sample could be read, or any with ``strict``.
+        ModelError: If onnxruntime refuses the model or a sample.
+    """
+    state = _Pass(samples, strict, progress, _masks(model))
+    inputs = {value.name for value in model.graph.inputs}
+    outputs = [value.name or "" for value in model.graph.outputs if value.dtype == ir.DataType.FLOAT]
+    fetched = list(dict.fromkeys(name for name in (*names, *outputs) if name not in inputs))
+    with _exposed(model, fetched) as augmented:
+        session = open_session(augmented, provider=provider, threads=1)
+    workers = min(threads or default_workers(), max(len(samples), 1))
+    _run_workers(workers, lambda: _work(state, session, names, fetched), state)
+    if state.done == 0:
+        raise DataError(f"none of the {len(samples)} samples could be read; the first: {state.skipped[min(state.skipped)][1]}")
+    merged = {name: sum((part[name].stats() for part in state.parts), TensorStats()) for name in names}
+    return Captured(merged, state.done, tuple(state.skipped[index] for index in sorted(state.skipped)))
+
+
+@dataclass
+class _Pass:
+    """What the threads of one pass share."""
+
+    samples: SampleSet
+    strict: bool
+    progress: Progress | None
+    masks: frozenset[str]
+    stop: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    next_index: int = 0
+    done: int = 0
+    skipped: dict[int, tuple[str, str]] = field(default_factory=dict)
+    parts: list[dict[str, Accumulator]] = field(default_factory=list)
+
+    def indices(self) -> Iterator[int]:
+        while not self.stop.is_set():
+            with self.lock:
+                index = self.next_index
+                self.next_index += 1
+            if index >= len(self.samples):
+                return
+            yield index
+
+    def load(self, index: int) -> Sample | None:
+        try:
+            return self.samples.load(index)
+        except CorruptSampleError as error:
+            if self.strict:
+                raise
+            with self.lock:
+                self.skipped[index] = (error.sample, str(error))
+            return None
+
+    def finish(self) -> None:
+        with self.lock:
+            self.done += 1
+            if self.progress is not None:
+                self.progress(self.done)
+
+
+def _run_workers(count: int, work: Callable[[], None], state: _Pass) -> None:
+    with ThreadPoolExecutor(count, thread_name_prefix="capture") as pool:
+        futures = [pool.submit(work) for _ in range(count)]
+        try:
+            finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException:
+            state.stop.set()
+            raise
+        state.stop.set()
+    for future in finished:
+        future.result()
+
+
+def _work(state: _Pass, session: ort.InferenceSession, names: Sequence[str], fetched: Sequence[str]) -> None:
+    part = {name: Accumulator() for name in names}
+    watched = [name for name in fetched if name not in part]
+    tables = scratch()
+    for index in state.indices():
+        sample = state.load(index)
+        if sample is None:
+            continue
+        results = {**sample.feeds, **dict(zip(fetched, run(session, sample.feeds, fetched), strict=True))}
+        for name in names:
+            if not part[name].add(results[name], tables):
+                _check_non_finite(name, np.asarray(results[name]), sample.name, state.masks)
+        for name in watched:
+            _check_non_finite(name, np.asarray(results[name]), sample.name, frozenset())
+        state.finish()
+    with state.lock:
+        state.parts.append(part)
+
+
+def _check_non_finite(name: str, values: np.ndarray, sample: str, masks: frozenset[str]) -> None:
+    finite = np.isfinite(values)
+    if finite.all():
+        return
+    nan, positive = int(np.isnan(values).sum()), int(np.isposinf(values).sum())
+    if name in masks and not nan and not positive:
+        return
+    kind = f"{nan} NaN" if nan else f"{int((~finite).sum())} Inf"
+    raise CalibrationError(
+        f"sample '{sample}': value '{name}' holds {kind} of {values.size} values: the float model itself overflows there",
+        hint="check the preprocessing of the samples, or leave that operator out with --exclude",
+    )
+
+
+def _masks(model: ir.Model) -> frozenset[str]:
+    """Values that may hold -Inf on purpose: what reaches a Softmax through additions, selections and moves."""
+    found: set[str] = set()
+    through = {"Add", "Where", "Mul", "Reshape", "Transpose", "Expand", "Unsqueeze", "Squeeze", "Slice", "Concat", "Tile", "Cast"}
+    for op in reversed(list(operators(model))):
+        reaches = any(value.name in found for value in op.node.outputs) and op.op_type in through
+        if op.op_type in {"Softmax", "LogSoftmax"} or reaches:
+            found.update(value.name or "" for value in op.node.inputs if value is not None)
+    return frozenset(found)
+
+
+@contextmanager
+def _exposed(model: ir.Model, names: Sequence[str]) -> Iterator[ir.Model]:
+    """The model with more outputs, for as long as it takes to open a session."""
+    outputs = model.graph.outputs
+    before = list(outputs)
+    have = {value.name for value in before}
+    values = {value.name: value for op in operators(model) for value in op.node.outputs if not op.subgraph}
+    outputs.extend(values[name] for name in names if name not in have and not is_constant(values[name]))
+    try:
+        yield model
+    finally:
+        while len(outputs) > len(before):
+            outputs.pop()
