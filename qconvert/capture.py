@@ -6,7 +6,6 @@ sample overlaps with running the next.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -23,6 +22,7 @@ from qconvert.graph import is_constant, operators
 from qconvert.histogram import TensorStats
 from qconvert.samples import Sample, SampleSet
 from qconvert.session import open_session, run
+from qconvert.workers import default_workers
 
 Progress = Callable[[int], None]
 """Called with the number of samples done, from any thread, one at a time."""
@@ -41,12 +41,6 @@ class Captured:
     stats: Mapping[str, TensorStats]
     samples: int
     skipped: tuple[tuple[str, str], ...]
-
-
-def default_workers() -> int:
-    """How many CPUs this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def capture(

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from google.protobuf.message import DecodeError
 
 from qconvert.errors import ModelError
-from qconvert.files import atomic_output
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 INLINE_LIMIT = 1_800_000_000
@@ -109,23 +106,16 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for graph in graphs for value in graph.initializers.values() if value.const_value is not None)
 
 
-def save_model(model: ir.Model, path: Path, *, force: bool) -> None:
-    """Writes a model, whole or not at all; beyond 2 GB the weights go to ``NAME.data`` beside it.
+def write_model(model: ir.Model, path: Path) -> None:
+    """Writes a model below 2 GB as one file.
 
     Raises:
-        OutputError: If a file exists and ``force`` is not given, or cannot be written.
+        ModelError: If its weights do not fit one file.
     """
-    if weight_bytes(model) <= INLINE_LIMIT:
-        with atomic_output(path, force=force) as temporary:
-            temporary.write_bytes(serialize(model))
-        return
-    data = path.with_name(path.name + ".data")
-    with atomic_output(data, force=force) as temporary_data, atomic_output(path, force=force) as temporary:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            staged = Path(folder) / path.name
-            ir.save(model, staged, external_data=data.name)
-            (Path(folder) / data.name).replace(temporary_data)
-            staged.replace(temporary)
+    size = weight_bytes(model)
+    if size > INLINE_LIMIT:
+        raise ModelError(f"{path.name}: {size / 1e9:.1f} GB of weights do not fit one ONNX file", hint="quantize more of its weights")
+    path.write_bytes(serialize(model))
 
 
 def serialize(model: ir.Model) -> bytes:
@@ -201,8 +191,3 @@ def tidy(model: ir.Model) -> ir.Model:
     for step in (passes.RemoveUnusedNodesPass(), passes.RemoveUnusedOpsetsPass(), passes.TopologicalSortPass(), passes.NameFixPass()):
         step(model)
     return model
-
-
-def copy_array(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A contiguous copy, so that nothing keeps a mapped file alive."""
-    return np.array(array, order="C")

@@ -20,7 +20,7 @@ from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter.rules import common
 
 from qconvert.errors import ModelError
-from qconvert.graph import STANDARD_DOMAINS, add_constant, external_tensors, operators, opset, tidy
+from qconvert.graph import STANDARD_DOMAINS, external_tensors, operators, opset, tidy
 from qconvert.metrics import sqnr_db
 from qconvert.session import Feeds, open_session, run
 
@@ -89,7 +89,7 @@ def _stages(model: ir.Model, min_opset: int) -> list[tuple[str, Stage]]:
     stages: list[tuple[str, Stage]] = [
         ("removing initializers from the inputs", _initializers_from_inputs),
         ("inlining functions", _inline),
-        (f"raising the opset to {min_opset}", lambda m: _raise_opset(m, min_opset)),
+        (f"raising the opset to {min_opset}", lambda m: raise_opset(m, min_opset)),
         ("widening float16 to float32", _widen_half),
     ]
     if not quantized:
@@ -180,7 +180,8 @@ def _fold_batchnorm(model: ir.Model) -> str:
     return f"{folded} BatchNormalizations folded into their Conv or Gemm" + (f", {left} have none and stay" if left else "")
 
 
-def _raise_opset(model: ir.Model, wanted: int) -> str:
+def raise_opset(model: ir.Model, wanted: int) -> str:
+    """Converts to opset ``wanted`` unless the model has it or a later one; says what it did."""
     current = opset(model)
     if current >= wanted:
         return ""
@@ -196,7 +197,7 @@ def _raise_opset(model: ir.Model, wanted: int) -> str:
             op.node.attributes["coordinate_transformation_mode"] = ir.AttrString("coordinate_transformation_mode", "asymmetric")
             if op.node.attributes.get_string("mode", "nearest") == "nearest":
                 op.node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
-    return f"opset raised from {current} to {wanted}, which per-channel Q/DQ needs"
+    return f"opset raised from {current} to {wanted}, which Q/DQ needs"
 
 
 def _is_half(model: ir.Model) -> bool:
@@ -266,4 +267,3 @@ def _infer_types(model: ir.Model) -> None:
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 
-__all__ = ["PER_AXIS_OPSET", "Prepared", "add_constant", "prepare", "quantized_pairs"]

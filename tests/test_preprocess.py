@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from qconvert.samples import InputSpec, open_samples
 F32 = np.dtype(np.float32)
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 Shape = tuple["int | str | None", ...]
+Filter = Literal["bilinear", "bicubic", "nearest", "lanczos", "area"]
 
 
 def picture(path: Path, width: int, height: int, seed: int = 0) -> Path:
@@ -36,8 +37,7 @@ def feed(path: Path, shape: Shape, spec: Preprocess | None, dtype: npt.DTypeLike
 
 
 def norm(image: Image.Image) -> npt.NDArray[np.float32]:
-    made: npt.NDArray[np.float32] = ((np.asarray(image, np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1)
-    return made
+    return ((np.asarray(image, np.float32) / np.float32(255) - MEAN) / STD).transpose(2, 0, 1)
 
 
 # The formulas of bench/make_npz.py, word for word.
@@ -69,9 +69,7 @@ def test_ultraface_equals_the_benchmarks_arrays(tmp_path: Path) -> None:
 
 def test_cifar_equals_the_benchmarks_arrays(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png", 32, 32)
-    assert np.array_equal(
-        feed(path, ("N", 3, 32, 32), PRESETS["cifar"]), norm(Image.open(path).convert("RGB"))[None]
-    )
+    assert np.array_equal(feed(path, ("N", 3, 32, 32), PRESETS["cifar"]), norm(Image.open(path).convert("RGB"))[None])
 
 
 def test_unit_and_raw_and_centered(tmp_path: Path) -> None:
@@ -123,7 +121,7 @@ def test_letterbox_keeps_the_aspect_ratio_and_pads_with_grey(tmp_path: Path, wid
 
 
 @pytest.mark.parametrize("name", ["bilinear", "bicubic", "nearest", "lanczos", "area"])
-def test_every_filter(tmp_path: Path, name: Any) -> None:
+def test_every_filter(tmp_path: Path, name: Filter) -> None:
     path = picture(tmp_path / "a.png", 60, 40)
     method = {"area": "BOX"}.get(name, name.upper())
     want = np.asarray(Image.open(path).resize((30, 20), Image.Resampling[method]), np.float32).transpose(2, 0, 1)

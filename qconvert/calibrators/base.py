@@ -103,6 +103,6 @@ def merge(counts: Counts, width: int) -> Counts:
     return np.asarray(counts.reshape(-1, width).sum(1))
 
 
-def last_argmin(values: Floats) -> int:
-    """The index of the smallest value, the last one of equals."""
-    return int(values.size - 1 - np.argmin(values[::-1]))
+def last_argmin(values: Floats, *, tolerance: float) -> int:
+    """The index of the smallest value; of those at most ``tolerance`` above it (rounding cannot tell), the last."""
+    return int(np.flatnonzero(values <= values.min() + tolerance)[-1])

@@ -1,22 +1,23 @@
 """Entropy: the clipping that loses the least information (KL divergence; Migacz, NVIDIA GTC 2017).
 
 A candidate window of bins holds the reference ``P``: its counts, and in its end bins the counts outside, which saturate
-there. ``Q`` is what the grid's levels keep of the counts inside: the window is cut into ``levels`` equal parts (a bin on
-a cut is shared in proportion) and the mass of a part is spread over the bins of it that ``P`` fills. The window with least
+there. ``Q`` is what the grid's levels keep of the counts inside: the window is cut into ``levels`` equal parts (a bin
+on a cut is shared in proportion), the mass of a part is spread over the bins of it that ``P`` fills. The least
 
     KL = sum P ln(P / Q)  over P > 0,  both normalised
 
-wins, the widest of equals; "no clipping" is a candidate, and a window ends at the edge of a bin. Where the published
-pseudo-code is silent or fails: ``Q`` is at least 1e-6 of the mass where ``P > 0``; exact zeros are not counted, since
-every grid holds them, and the bin beside zero is set to its neighbour; ``levels`` is the number that the grid has over the
-window: 256 at 8 bits, 128 over magnitudes. A grid of more levels than there are bins (16 bits) clips nothing.
+wins, the widest window of equals; "no clipping" is a candidate, and a window ends at the edge of a bin. Where the
+published pseudo-code is silent or fails: where ``P > 0`` and no mass reaches, ``Q`` is 1e-6 of the mass; exact zeros
+are not counted, since every grid holds them, and the bin beside zero is set to its neighbour; ``levels`` is the number
+that the grid has over the window: 256 at 8 bits, 128 over magnitudes. A grid of more levels than there are bins
+(16 bits) clips nothing.
 
-Two-sided data on an asymmetric grid: one window over the signed bins. A threshold for both ends is scanned (an end stops
-at its own extreme), then twice the high and the low end in turn, the other one held; these scans try 64 candidates, then
-all around the best. Magnitudes and one-sided data are scanned in full.
+Two-sided data on an asymmetric grid: one window over the signed bins. A threshold for both ends is scanned (an end
+stops at its own extreme), then twice the high and the low end in turn, the other one held; these scans try 64
+candidates, then all around the best. Magnitudes and one-sided data are scanned in full.
 
-The parameter that matters is ``coverage``, the share of the non-zero values that stay inside (half of the rest may go at
-each of two ends): without it a spike at the upper end, such as ReLU6 leaves, is cut off.
+The parameter that matters is ``coverage``, the share of the non-zero values that stay inside (half of the rest may go
+at each of two ends): without it a spike at the upper end, such as ReLU6 leaves, is cut off.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from qconvert.histogram import BINS, Counts, TensorStats
 from qconvert.numerics import QuantType, Range
 
 SMOOTHING = 1e-6
-"""The share of the mass that Q holds at least where P holds any."""
+"""The share of the mass that Q holds in an end bin that only P fills."""
+
+TIE = 1e-9
+"""Divergences closer than this, in nat, count as equal."""
 
 COARSE = 64
 """Candidates of the first pass of a scan for two-sided data."""
@@ -89,7 +93,7 @@ def window(below: Counts, above: Counts, levels: int, *, coverage: float) -> tup
     if low_end and high_end:
         return _descend(loss, lows, highs, levels)
     low, high = lows[lows >= levels] if low_end else lows, highs[highs >= levels] if high_end else highs
-    best = last_argmin(loss(low, high))
+    best = last_argmin(loss(low, high), tolerance=TIE)
     return int(low[best]) if low_end else 0, int(high[best]) if high_end else 0
 
 
@@ -122,10 +126,10 @@ def _scan(loss: Callable[[Ints], Floats], candidates: Ints, *, coarse: int, star
     size = candidates.size
     stride = -(-size // coarse)
     first = np.union1d(np.arange(size - 1, -1, -stride), np.searchsorted(candidates, start))
-    best = int(first[last_argmin(loss(candidates[first]))])
+    best = int(first[last_argmin(loss(candidates[first]), tolerance=TIE)])
     if stride > 1:
         near = np.arange(max(best - stride + 1, 0), min(best + stride, size))
-        best = int(near[last_argmin(loss(candidates[near]))])
+        best = int(near[last_argmin(loss(candidates[near]), tolerance=TIE)])
     return candidates[best : best + 1]
 
 
@@ -150,7 +154,7 @@ def divergences(counts: Counts, starts: Ints, stops: Ints, levels: int) -> Float
 
 
 def _divergences(counts: Counts, starts: Ints, stops: Ints, levels: int) -> Floats:
-    """Within a level Q is constant, so ``sum P ln Q`` needs cumulative counts at the cuts, and the cut bins one by one."""
+    """Q is constant within a level, so ``sum P ln Q`` needs cumulative counts at the cuts, and the cut bins alone."""
     filled = np.append(counts, 0).astype(np.float64)
     mass, support, information = (np.append(0.0, np.cumsum(a[:-1])) for a in (filled, filled > 0, _xlogx(filled)))
     total = mass[-1]
@@ -170,9 +174,10 @@ def _divergences(counts: Counts, starts: Ints, stops: Ints, levels: int) -> Floa
     uncut = mass[whole[:, 1:]] - mass[whole[:, :-1] + (share[:, :-1] > 0)]
     shared = share[:, 1:-1] * density[:, :-1] + (1 - share[:, 1:-1]) * density[:, 1:]
     cross = (uncut * _log(density)).sum(1) + (cut_bins * _log(shared)).sum(1)
-    end_density = np.maximum(density[:, [0, -1]].T, SMOOTHING * total)
-    cross += (outside * np.log(end_density)).sum(0)
-    kept = np.maximum(mass[stops] - mass[starts], SMOOTHING * total)
+    end_density = density[:, [0, -1]].T
+    bare = (outside > 0) & (end_density == 0)
+    cross += (outside * _log(np.where(bare, SMOOTHING * total, end_density))).sum(0)
+    kept = mass[stops] - mass[starts] + SMOOTHING * total * bare.sum(0)
     own = information[stops] - information[starts] + (_xlogx(ends + outside) - _xlogx(ends)).sum(0)
     return np.asarray((own - cross) / total + np.log(kept / total))
 

@@ -9,8 +9,8 @@ clipping in one. With ``r = x / s - n``
     F(x) = integral_0^x |error|**p = s**(p + 1) / (p + 1) * (n / 2**p + sign(r) |r|**(p + 1))
 
 so a bin ``[u, v)`` of ``c`` values adds ``c (F(v) - F(u)) / (v - u)``, exactly, be the step wider than the bin (4 bits:
-rounding of single values) or narrower (16 bits: noise ``s**2 / 12``). Exact zeros cost nothing. Bins are merged in pairs
-until ``EDGES`` edges suffice. The grid of a candidate is the one ``params_from_range`` builds.
+rounding of single values) or narrower (16 bits: noise ``s**2 / 12``). Exact zeros cost nothing. Bins are merged in
+pairs until ``EDGES`` edges suffice. The grid of a candidate is the one ``params_from_range`` builds.
 
 Search: one threshold for both ends in ``steps`` even steps of the largest magnitude (an end stops at its own extreme);
 for two-sided data on an asymmetric grid then the high and the low end in turn, in as many steps of their own; at last
@@ -37,6 +37,9 @@ EDGES = 1024
 
 CHUNK = 1 << 15
 """Edges times candidates evaluated at once, so that the arrays stay in the cache."""
+
+TIE = 1e-9
+"""Errors closer than this, relative, count as equal."""
 
 FINE = 10
 """How much finer the last steps are."""
@@ -112,7 +115,8 @@ def _search(loss: Loss, below: float, above: float, *, steps: int, slack: float,
 def _best(loss: Callable[[Floats], Floats], candidates: Floats) -> float:
     """The candidate of the least loss, the largest of equals."""
     ascending = np.sort(candidates)
-    return float(ascending[last_argmin(loss(ascending))])
+    losses = loss(ascending)
+    return float(ascending[last_argmin(losses, tolerance=TIE * float(np.abs(losses).min()))])
 
 
 def _edges(stats: TensorStats, *, folded: bool) -> tuple[Floats, Floats, int]:
@@ -128,7 +132,9 @@ def _edges(stats: TensorStats, *, folded: bool) -> tuple[Floats, Floats, int]:
         counts, width = merge(counts, 2), width * 2
         falls = -np.diff(counts, prepend=0, append=0)
     at = np.flatnonzero(falls)
-    return at * float(width) - zero, np.asarray(falls[at] / width), width
+    edges: Floats = at * np.float64(width) - zero
+    density: Floats = falls[at] / np.float64(width)
+    return edges, density, width
 
 
 def errors(

@@ -50,12 +50,12 @@ def place(model: ir.Model, settings: SettingsTable, target: Target) -> Placement
     return _Placer(model, settings, target).place()
 
 
-def candidate_values(model: ir.Model) -> tuple[str, ...]:
-    """Every value that some policy and target could quantize, fused clamps counted as one with their producer."""
+def candidate_values(model: ir.Model, settings: SettingsTable) -> tuple[str, ...]:
+    """Every value that some target could quantize, fused clamps counted as one with their producer; not of operators left float."""
     wanted: dict[str, None] = {}
     for op in operators(model):
         rule = OP_RULES.get(op.op_type)
-        if rule is None or rule.kind == "float" or op.subgraph or not is_float(op.node.outputs[0]):
+        if rule is None or rule.kind == "float" or op.subgraph or settings[op].float or not is_float(op.node.outputs[0]):
             continue
         for value in (*activation_values(op, rule), *op.node.outputs):
             if value.name and is_float(value) and not is_constant(value) and fused_clamp(value) is None:
@@ -219,7 +219,7 @@ class _Placer:
     def _touches_float(self, op: Operator) -> bool:
         if op.name in self.out.clamps or op.node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             return False
-        return any(is_float(value) for value in op.node.outputs) or op.op_type in OP_RULES
+        return any(is_float(value) for value in op.node.outputs)
 
     def _pruned_reason(self, op: Operator) -> str:
         if op.node in self.between:

@@ -1,10 +1,11 @@
-"""The types of a policy's values: choices, patterns, calibrators, presets. Each checks itself and knows its JSON Schema."""
+"""The types of a policy's values: choices, patterns, calibrators, presets; each checks itself and has a JSON Schema."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 import typing
+import warnings
 from collections.abc import Collection, Mapping
 from fnmatch import translate
 from functools import lru_cache
@@ -53,7 +54,9 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     Raises:
         re.error: If the expression is wrong.
     """
-    return re.compile(pattern[3:] if pattern.startswith("re:") else translate(pattern))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # "[[" and "--" in a set mean what they always meant
+        return re.compile(pattern[3:] if pattern.startswith("re:") else translate(pattern))
 
 
 def fits(pattern: str, text: str) -> bool:

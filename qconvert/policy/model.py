@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from qconvert.calibrators import CALIBRATORS
 from qconvert.errors import PolicyError
 from qconvert.policy.fields import (
     BiasName,
@@ -244,9 +245,10 @@ def _calibrator_keys(option: str | None) -> str | dict[str, object] | None:
     for pair in rest.split(","):
         key, equals, text = pair.partition("=")
         if not equals:
+            known = [f.name for f in fields(CALIBRATORS[method])] if method in CALIBRATORS else []
             raise PolicyError(
                 f"--calibrator: expected name:key=value,key=value, got {show(option)}",
-                hint=f"write '{method}:{method}={rest}'",
+                hint=f"write '{method}:{known[0]}={rest}'" if known else "",
             )
         keys[key.strip()] = _number(text.strip())
     return keys

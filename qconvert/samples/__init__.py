@@ -22,7 +22,7 @@ def open_samples(
     inputs: Sequence[InputSpec],
     *,
     preprocess: Preprocess | None = None,
-    labels: Path | None = None,
+    labels: Path | str | None = None,
     limit: int | None = None,
     seed: int = 0,
     classes_hint: int | None = None,
@@ -45,10 +45,15 @@ def open_samples(
     found = find(path)
     source = _read(found, inputs, preprocess, classes_hint)
     if labels is not None:
-        source = _relabel(source, found, labels)
+        source = _relabel(source, found, Path(labels))
     chosen, notes = _choose(len(source.names), limit, seed)
     batches = tuple(tuple(chosen[k : k + source.batch]) for k in range(0, len(chosen), source.batch))
-    notes = [*source.notes, *notes, *_class_notes(source, found, labels, classes_hint), *_batch_notes(source, batches)]
+    notes = [
+        *source.notes,
+        *notes,
+        *([] if labels else _class_notes(found, classes_hint)),
+        *_batch_notes(source, batches),
+    ]
     return SampleSet(source, batches, _describe(path, source, chosen, seed), tuple(notes))
 
 
@@ -91,10 +96,10 @@ def _choose(count: int, limit: int | None, seed: int) -> tuple[list[int], list[s
     return sorted(random.Random(seed).sample(range(count), limit)), []  # noqa: S311 - a choice, no secret
 
 
-def _class_notes(source: Source, found: Found, labels: Path | None, classes: int | None) -> list[str]:
-    if not found.classes or labels is not None or source.label is None:
-        return []
+def _class_notes(found: Found, classes: int | None) -> list[str]:
     names = found.classes
+    if not names:
+        return []
     if all(name.isdecimal() for name in names):
         return [f"labels: the numbers of {len(names)} class folders"]
     said = f"labels: {len(names)} class folders in alphabetical order, '{names[0]}' is 0"

@@ -1,8 +1,8 @@
 """Image files to model inputs: the pixel work of ``preprocess.Preprocess``, one image at a time.
 
-Resizing and rounding follow the common Pillow recipe, bit for bit: the long side is ``round(long * size / short)``, a crop
-starts at ``(side - crop) // 2``, EXIF orientation is not applied, alpha is dropped. A byte goes through a table of 256
-values a channel.
+Resizing and rounding follow the common Pillow recipe, bit for bit: the long side is ``round(long * size / short)``, a
+crop starts at ``(side - crop) // 2``, EXIF orientation is not applied, alpha is dropped. A byte goes through a table of
+256 values a channel.
 """
 
 from __future__ import annotations

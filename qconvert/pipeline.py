@@ -1,0 +1,414 @@
+"""The public functions, one for each command: the only room that knows the order of the stages.
+
+They take paths and values, return values, raise ``QConvertError`` and print nothing; a ``Listener`` hears notes and progress.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qconvert import __version__, calibration
+from qconvert.calibration import Calibration
+from qconvert.capture import capture
+from qconvert.errors import CalibrationError, CorruptSampleError, DataError, ModelError
+from qconvert.evaluate import Evaluation, Fidelity, compare_models, compare_outputs, file_size
+from qconvert.files import atomic_output, check_writable
+from qconvert.graph import file_hash, load_model, operators, opset, write_model
+from qconvert.kernel_census import Kernel, census
+from qconvert.listener import SILENT, Listener
+from qconvert.plan import Placement, Plan, candidate_values, make_placement, make_plan, nothing_to_quantize
+from qconvert.policy import Policy
+from qconvert.prepare import prepare, quantized_pairs, raise_opset
+from qconvert.preprocess import Preprocess
+from qconvert.rewrite.qdq import needed_opset, to_qdq
+from qconvert.samples import InputSpec, SampleSet, open_samples
+from qconvert.samples.find import find as find_samples
+from qconvert.session import Feeds, Port, check_provider, open_session, ports
+from qconvert.targets import Target
+
+METADATA = "qconvert"
+"""Key of the JSON that written models carry in ``metadata_props``."""
+
+PROBES = 4
+PROBE_BYTES = 32 << 20
+"""How many samples a ``.calib`` file keeps for quantize's comparisons, and how large they may be together."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a model file, and what would be quantized.
+
+    Attributes:
+        path: The file.
+        size_bytes: Of the file and its weight files.
+        opset: Version of the default operator set.
+        inputs: As onnxruntime sees them.
+        outputs: Likewise.
+        operators: ``(op_type, count)`` in the file as it is.
+        weights: ``(dtype, tensors, bytes)``.
+        notes: What preparation would change.
+        placement: What the policy quantizes, with reasons.
+        target: For which runtime.
+        plan: With ranges, where a calibration was given.
+    """
+
+    path: Path
+    size_bytes: int
+    opset: int
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    operators: tuple[tuple[str, int], ...]
+    weights: tuple[tuple[str, int, int], ...]
+    notes: tuple[str, ...]
+    placement: Placement
+    target: Target
+    plan: Plan | None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was seen of a written model before quantize called it done.
+
+    Attributes:
+        fidelity: One for each float output, with onnxruntime's optimizations on.
+        unoptimized: The same with them off.
+        samples: How many real samples were compared.
+        kernels: The heavy operators that really run.
+    """
+
+    fidelity: tuple[Fidelity, ...]
+    unoptimized: tuple[Fidelity, ...]
+    samples: int
+    kernels: tuple[Kernel, ...]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A written model with its plan and its proof."""
+
+    model: Path
+    path: Path
+    size_before: int
+    size_after: int
+    plan: Plan
+    proof: Proof
+
+
+def inspect(model: Path, *, policy: Policy | None = None, calibrated: Path | None = None) -> Inspection:
+    """Looks into a model and plans without writing.
+
+    Raises:
+        QConvertError: If the model or the calibration cannot be read, or a rule of the policy matches nothing.
+    """
+    graph = load_model(model)
+    inputs, outputs = ports(open_session(model, threads=1))
+    counts: dict[str, int] = {}
+    for op in operators(graph):
+        counts[op.op_type] = counts.get(op.op_type, 0) + 1
+    weights: dict[str, tuple[int, int]] = {}
+    for owner in (graph.graph, *graph.graph.subgraphs()):
+        for value in owner.initializers.values():
+            if value.const_value is not None:
+                tensors, size = weights.get(value.const_value.dtype.name.lower(), (0, 0))
+                weights[value.const_value.dtype.name.lower()] = (tensors + 1, size + value.const_value.nbytes)
+    version = opset(graph)
+    prepared = prepare(graph, ())
+    placement, _, target = make_placement(graph, policy or Policy())
+    plan = None
+    if calibrated is not None:
+        loaded = _matching(calibration.load(calibrated), calibrated, model)
+        plan = make_plan(graph, policy or Policy(), loaded.stats)
+    return Inspection(
+        model,
+        file_size(model),
+        version,
+        inputs,
+        outputs,
+        tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+        tuple((dtype, *sizes) for dtype, sizes in sorted(weights.items())),
+        prepared.notes,
+        placement,
+        target,
+        plan,
+    )
+
+
+def calibrate(
+    model: Path,
+    data: Path,
+    *,
+    output: Path | None = None,
+    policy: Policy | None = None,
+    preprocess: Preprocess | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    provider: str = "cpu",
+    threads: int = 0,
+    strict: bool = False,
+    force: bool = False,
+    listener: Listener = SILENT,
+) -> Calibration:
+    """Runs the float model once over samples and keeps the statistics of every value that could be quantized.
+
+    Args:
+        model: The float model.
+        data: Samples: a folder of images, ``.npy``/``.npz`` files or ONNX test data; or one file.
+        output: Where to write the ``.calib`` file; None writes none.
+        policy: Its ``preprocess`` is used, and operators that it leaves float are not observed.
+        preprocess: How images become inputs; wins over the policy's; None infers it.
+        limit: How many samples to choose; None takes all.
+        seed: Which ones.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        threads: Samples in flight; 0 means one for each CPU.
+        strict: Whether a sample that cannot be read is an error.
+        force: Whether an existing output may be overwritten.
+        listener: Hears notes and progress.
+
+    Raises:
+        QConvertError: If anything the user can mend stops the work; nothing is written then.
+    """
+    policy = policy or Policy()
+    check_provider(provider)
+    if output is not None:
+        check_writable(output, force=force)
+    graph = load_model(model)
+    if preprocess is None and _are_images(data):
+        preprocess = policy.preprocess
+    samples = _open(model, data, preprocess, limit=limit, seed=seed, listener=listener)
+    probes = _probes(samples)
+    for note in prepare(graph, probes).notes:
+        listener.note(note)
+    placement, table, _ = make_placement(graph, policy)
+    names = candidate_values(graph, table)
+    if not placement.integer:
+        raise nothing_to_quantize(placement)
+    _say_left_float(graph, placement, listener)
+    listener.start("calibrating", len(samples))
+    try:
+        found = capture(
+            graph, names, samples, provider=provider, threads=threads, strict=strict, progress=listener.advance
+        )
+    finally:
+        listener.finish()
+    for name, reason in found.skipped:
+        listener.note(f"skipped {name}: {reason}")
+    folder = output.parent if output is not None else Path()
+    result = Calibration(
+        Path(os.path.relpath(model, folder)).as_posix(),
+        file_hash(model),
+        {**samples.description, "provider": provider},
+        found.samples,
+        found.skipped,
+        found.stats,
+        probes,
+    )
+    if output is not None:
+        calibration.save(result, output, force=force)
+    return result
+
+
+def quantize(
+    model: Path,
+    calibrated: Calibration,
+    *,
+    output: Path,
+    policy: Policy | None = None,
+    provider: str = "cpu",
+    force: bool = False,
+    listener: Listener = SILENT,
+) -> Quantized:
+    """Writes the quantized model, after it was loaded in onnxruntime and compared with the original on real samples.
+
+    Args:
+        model: The float model that was calibrated.
+        calibrated: Its statistics.
+        output: Where to write.
+        policy: What to quantize and how.
+        provider: Where the written model is run for the comparison.
+        force: Whether an existing output may be overwritten.
+        listener: Hears notes.
+
+    Raises:
+        QConvertError: If anything the user can mend stops the work; nothing is written then.
+    """
+    policy = policy or Policy()
+    check_writable(output, force=force)
+    _check_hash(calibrated, model)
+    graph = load_model(model)
+    for note in prepare(graph, calibrated.probes).notes:
+        listener.note(note)
+    plan = make_plan(graph, policy, calibrated.stats)
+    raise_opset(graph, needed_opset(plan))
+    written = to_qdq(graph, plan)
+    written.metadata_props[METADATA] = json.dumps(_metadata(model, calibrated, plan), sort_keys=True)
+    with atomic_output(output, force=force) as temporary:
+        write_model(written, temporary)
+        proof = _prove(model, temporary, calibrated.probes, provider)
+        size = file_size(temporary)
+    return Quantized(model, output, file_size(model), size, plan, proof)
+
+
+def evaluate(
+    reference: Path,
+    candidate: Path,
+    data: Path,
+    *,
+    labels: Path | None = None,
+    preprocess: Preprocess | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    provider: str = "cpu",
+    threads: int = 0,
+    latency_runs: int = 30,
+    strict: bool = False,
+    listener: Listener = SILENT,
+) -> Evaluation:
+    """Compares a model with its original: accuracy, fidelity, size, latency, kernels.
+
+    Args:
+        reference: The original.
+        candidate: The model to judge.
+        data: Samples.
+        labels: A CSV ``file,label``; None takes labels from class folders or ``y`` arrays where there are any.
+        preprocess: How images become inputs; None takes what the candidate was calibrated with, else infers it.
+        limit: How many samples to choose; None takes all.
+        seed: Which ones.
+        provider: Execution provider of both.
+        threads: Samples in flight, and threads of a timed run; 0 means one for each CPU.
+        latency_runs: Timed runs of each; 0 leaves latency out.
+        strict: Whether a sample that cannot be read is an error.
+        listener: Hears notes and progress.
+
+    Raises:
+        QConvertError: If anything the user can mend stops the work.
+    """
+    check_provider(provider)
+    load_model(reference)
+    if preprocess is None and _are_images(data):
+        preprocess = _recorded_preprocess(candidate)
+        if preprocess is not None:
+            listener.note(f"preprocessing taken from {candidate.name}, where calibrate recorded it")
+    samples = _open(reference, data, preprocess, labels=labels, limit=limit, seed=seed, listener=listener)
+    listener.start("evaluating", len(samples))
+    try:
+        result = compare_models(
+            reference,
+            candidate,
+            samples,
+            provider=provider,
+            threads=threads,
+            latency_runs=latency_runs,
+            strict=strict,
+            progress=listener.advance,
+        )
+    finally:
+        listener.finish()
+    for name, reason in result.skipped:
+        listener.note(f"skipped {name}: {reason}")
+    return result
+
+
+def _are_images(data: Path) -> bool:
+    return find_samples(data).kind == "images"
+
+
+def _open(
+    model: Path,
+    data: Path,
+    preprocess: Preprocess | None,
+    *,
+    limit: int | None,
+    seed: int,
+    listener: Listener,
+    labels: Path | None = None,
+) -> SampleSet:
+    inputs, outputs = ports(open_session(model, threads=1))
+    strange = [port.name for port in inputs if port.dtype is None]
+    if strange:
+        raise ModelError(f"{model}: input '{strange[0]}' is not a tensor", hint="only tensor inputs can be fed from files")
+    specs = [InputSpec(port.name, port.dtype, port.shape) for port in inputs if port.dtype is not None]
+    last = outputs[0].shape[-1] if outputs and outputs[0].shape else None
+    samples = open_samples(
+        data, specs, preprocess=preprocess, labels=labels, limit=limit, seed=seed, classes_hint=last if isinstance(last, int) else None
+    )
+    for note in samples.notes:
+        listener.note(note)
+    return samples
+
+
+def _probes(samples: SampleSet) -> tuple[Feeds, ...]:
+    """The first readable samples, few and small enough to be kept."""
+    found: list[Feeds] = []
+    size = 0
+    for index in range(len(samples)):
+        try:
+            feeds = samples.load(index).feeds
+        except CorruptSampleError:
+            continue
+        size += sum(array.nbytes for array in feeds.values())
+        if found and size > PROBE_BYTES:
+            break
+        found.append(feeds)
+        if len(found) == PROBES:
+            break
+    if not found:
+        raise DataError(f"none of the {len(samples)} samples can be read", hint="open one of them with an image viewer")
+    return tuple(found)
+
+
+def _say_left_float(graph: ir.Model, placement: Placement, listener: Listener) -> None:
+    pairs = quantized_pairs(graph)
+    if pairs:
+        listener.note(f"the model has {pairs} Q/DQ operators already: they stay, and nothing is quantized twice")
+    bodies: dict[str, int] = {}
+    for op in operators(graph):
+        if op.subgraph:
+            bodies[op.subgraph] = bodies.get(op.subgraph, 0) + 1
+    for path, count in bodies.items():
+        listener.note(f"{path}: its {count} operators stay float, values in a subgraph cannot be observed from outside")
+
+
+def _check_hash(calibrated: Calibration, model: Path) -> None:
+    if file_hash(model) != calibrated.model_hash:
+        raise CalibrationError(
+            f"the calibration belongs to another model ('{calibrated.model}', other contents) than {model}",
+            hint=f"run 'qconvert calibrate {model} --data SAMPLES' again",
+        )
+
+
+def _matching(calibrated: Calibration, path: Path, model: Path) -> Calibration:
+    try:
+        _check_hash(calibrated, model)
+    except CalibrationError as error:
+        raise CalibrationError(f"{path}: {error}", hint=error.hint) from None
+    return calibrated
+
+
+def _metadata(model: Path, calibrated: Calibration, plan: Plan) -> dict[str, object]:
+    return {
+        "version": __version__,
+        "source": model.name,
+        "source_sha256": calibrated.model_hash,
+        "target": plan.target,
+        "samples": calibrated.samples,
+        "data": {key: value for key, value in calibrated.data.items() if key in {"kind", "preprocess", "fingerprint"}},
+    }
+
+
+def _recorded_preprocess(model: Path) -> Preprocess | None:
+    text = load_model(model).metadata_props.get(METADATA)
+    recorded = json.loads(text).get("data", {}).get("preprocess") if text else None
+    return Preprocess.model_validate(recorded) if recorded else None
+
+
+def _prove(model: Path, written: Path, probes: Sequence[Feeds], provider: str) -> Proof:
+    fidelity = compare_outputs(model, written, probes, provider=provider, optimize=True)
+    unoptimized = compare_outputs(model, written, probes, provider=provider, optimize=False)
+    return Proof(fidelity, unoptimized, len(probes), census(written, provider=provider))
+
