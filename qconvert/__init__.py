@@ -1,3 +1,41 @@
-"""Quantize ONNX models and prove that they still work."""
+"""Quantize ONNX models and prove that they still work.
+
+Every command of ``qconvert`` is one public function here: ``inspect``, ``calibrate``, ``quantize``, ``evaluate``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qconvert.calibration import Calibration as Calibration
+    from qconvert.evaluate import Evaluation as Evaluation
+    from qconvert.pipeline import calibrate as calibrate
+    from qconvert.pipeline import evaluate as evaluate
+    from qconvert.pipeline import inspect as inspect
+    from qconvert.pipeline import quantize as quantize
+    from qconvert.plan import Plan as Plan
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Calibration": "qconvert.calibration",
+    "Evaluation": "qconvert.evaluate",
+    "Plan": "qconvert.plan",
+    "calibrate": "qconvert.pipeline",
+    "evaluate": "qconvert.pipeline",
+    "inspect": "qconvert.pipeline",
+    "quantize": "qconvert.pipeline",
+}
+
+__all__ = ["Calibration", "Evaluation", "Plan", "__version__", "calibrate", "evaluate", "inspect", "quantize"]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first used, so that ``import qconvert`` is instant."""
+    if name not in _HOMES:
+        message = f"module 'qconvert' has no attribute '{name}'"
+        raise AttributeError(message)
+    from importlib import import_module  # noqa: PLC0415 - that is the point
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -386,7 +386,7 @@ def test_the_scan_of_two_sides_beats_every_single_threshold(below: Counts, above
     if low_end + high_end <= levels or not counts.any():
         assert (low, high) == (low_end, high_end)
         return
-    spare = 0.05 * float(below.sum() + above.sum())
+    spare = (1 - 0.9) * float(below.sum() + above.sum()) / 2
     low_floor, high_floor = (int(np.argmax([s[i:].sum() <= spare for i in range(size + 1)])) for s in (below, above))
     ends = [(min(max(i, low_floor), low_end), min(max(i, high_floor), high_end)) for i in range(size + 1)]
     losses = [slow_divergence(counts, low_end - a, low_end + b, levels) for a, b in ends if a + b >= levels]

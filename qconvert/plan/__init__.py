@@ -18,7 +18,7 @@ from qconvert.plan.weights import weight_entries
 from qconvert.policy import Policy
 from qconvert.targets import HEAVY, Target, get_target
 
-DEFAULT_CALIBRATOR = "percentile"
+DEFAULT_CALIBRATOR = "entropy"
 """For activations whose policy names none."""
 
 

@@ -149,4 +149,4 @@ def _nearest(patterns: Collection[str], texts: Collection[str]) -> list[str]:
             for part in (low, low[: len(word)], low[-len(word) :])
         )
 
-    return heapq.nlargest(3, dict.fromkeys(text for text in texts if text), likeness)
+    return heapq.nlargest(3, sorted({text for text in texts if text}), likeness)

@@ -1,0 +1,53 @@
+"""``qconvert calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qconvert.cli import options as o
+
+
+def command(
+    model: o.ModelArgument,
+    data: o.Data,
+    preprocess: o.PreprocessName = None,
+    samples: o.Samples = None,
+    seed: o.Seed = 0,
+    strict: o.Strict = False,
+    policy: o.PolicyFile = None,
+    exclude: o.Exclude = None,
+    output: o.Output = None,
+    force: o.Force = False,
+    quiet: o.Quiet = False,
+    provider: o.Provider = "cpu",
+    threads: o.Threads = 0,
+    debug: o.Debug = False,  # noqa: ARG001 - read by main
+) -> None:
+    """Run the float model over samples and write the statistics of its values to MODEL.calib.
+
+    One pass; every threshold method is computed from that file later.
+
+    Example: qconvert calibrate model.onnx --data images/ --preprocess imagenet
+    """
+    from qconvert import pipeline  # noqa: PLC0415 - --help does without
+    from qconvert.calibration import SUFFIX  # noqa: PLC0415
+    from qconvert.cli.terminal import Terminal, short  # noqa: PLC0415
+
+    terminal = Terminal(quiet=quiet)
+    path = output or Path(model.with_suffix(SUFFIX).name)
+    result = pipeline.calibrate(
+        model,
+        data,
+        output=path,
+        policy=o.read_policy(policy, exclude=exclude),
+        preprocess=o.read_preprocess(preprocess),
+        limit=samples,
+        seed=seed,
+        provider=provider,
+        threads=threads,
+        strict=strict,
+        force=force,
+        listener=terminal,
+    )
+    skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
+    terminal.done(f"{short(path)}: {len(result.stats)} values over {result.samples} samples{skipped}; next: qconvert quantize")
