@@ -18,9 +18,14 @@ FLOAT32_SAFE_EXPONENT = -100
 
 @dataclass
 class Accumulator:
-    """Statistics of one value under construction; one for each thread, merged at the end."""
+    """Statistics of one value under construction; one for each thread, merged at the end.
 
-    histogram: Histogram = field(default_factory=Histogram)
+    ``counts`` holds the positive side of the histogram, then the negative one; zeros are counted apart.
+    """
+
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(2 * BINS, np.int64))
+    exponent: int = MIN_EXPONENT
+    zeros: int = 0
     low: float = math.inf
     high: float = -math.inf
     samples: int = 0
@@ -41,18 +46,18 @@ class Accumulator:
         self.samples += 1
         if x.size == 0:
             return True
-        low, high = float(x.min()), float(x.max())
+        low, high, zeros = _extremes(x)
         finite = math.isfinite(low) and math.isfinite(high)
         if not finite:
             self._count_non_finite(x)
             x = x[np.isfinite(x)]
             if x.size == 0:
                 return False
-            low, high = float(x.min()), float(x.max())
-        self.low, self.high = min(self.low, low + 0.0), max(self.high, high + 0.0)
+            low, high, zeros = _extremes(x)
+        self.low, self.high = min(self.low, low), max(self.high, high)
         self.low_sum += exact(low)
         self.high_sum += exact(high)
-        self._fill(x, grid_exponent(max(-low, high)), tables)
+        self._fill(x, grid_exponent(max(-low, high)), zeros, tables)
         return finite
 
     def _count_non_finite(self, x: npt.NDArray[np.float32]) -> None:
@@ -60,23 +65,28 @@ class Accumulator:
         self.negative_inf += int(np.isneginf(x).sum())
         self.positive_inf += int(np.isposinf(x).sum())
 
-    def _fill(self, x: npt.NDArray[np.float32], exponent: int, tables: npt.NDArray[np.uint32]) -> None:
-        exponent = max(exponent, self.histogram.exponent)
-        if exponent <= max(FLOAT32_SAFE_EXPONENT, MIN_EXPONENT):
-            self.histogram += Histogram.of(x)
+    def _fill(self, x: npt.NDArray[np.float32], exponent: int, zeros: int, tables: npt.NDArray[np.uint32]) -> None:
+        if exponent > self.exponent:
+            self._set(self._histogram().at(exponent))
+        if self.exponent <= FLOAT32_SAFE_EXPONENT:
+            self._set(self._histogram() + Histogram.of(x))
             return
-        base = self.histogram.at(exponent)
-        kernels.fill(x, np.float32(math.ldexp(BINS, -exponent)), tables)
-        counts = tables.sum(0, dtype=np.int64)
-        tables[:] = 0
-        zeros = x.size - int(np.count_nonzero(x))
-        counts[0] -= zeros
-        self.histogram = Histogram(exponent, base.negative + counts[BINS:], base.positive + counts[:BINS], base.zeros + zeros)
+        kernels.fill(x, np.float32(math.ldexp(BINS, -self.exponent)), tables)
+        kernels.drain(tables, self.counts)
+        self.counts[0] -= zeros
+        self.zeros += zeros
+
+    def _histogram(self) -> Histogram:
+        return Histogram(self.exponent, self.counts[BINS:].copy(), self.counts[:BINS].copy(), self.zeros)
+
+    def _set(self, histogram: Histogram) -> None:
+        self.exponent, self.zeros = histogram.exponent, histogram.zeros
+        self.counts[:BINS], self.counts[BINS:] = histogram.positive, histogram.negative
 
     def stats(self) -> TensorStats:
         """The statistics so far."""
         return TensorStats(
-            self.histogram,
+            self._histogram(),
             self.low,
             self.high,
             self.samples,
@@ -86,6 +96,12 @@ class Accumulator:
             self.negative_inf,
             self.positive_inf,
         )
+
+
+def _extremes(x: npt.NDArray[np.float32]) -> tuple[float, float, int]:
+    """Least value, greatest value, zeros; the first two are not finite where the data is not."""
+    low, high, zeros = kernels.extremes(x.view(np.int32))
+    return kernels.real(low), kernels.real(high), zeros
 
 
 def scratch() -> npt.NDArray[np.uint32]:

@@ -1,15 +1,15 @@
-"""The ``.calib`` file: statistics of a model over some data, in one file without pickle, from which every threshold is computed later.
+"""The ``.calib`` file: statistics of a model over some data, from which every threshold is computed later.
 
-A zip of ``.npy`` members and one JSON header, as ``numpy.savez_compressed`` writes it; the same contents give the same bytes.
+A zip of ``.npy`` members and one JSON header, as ``numpy.savez_compressed`` writes it, without pickle; the same
+contents give the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Calibration:
         samples: How many samples were run.
         skipped: Samples that could not be read: ``(name, reason)``.
         stats: Statistics by name of the value in the prepared graph.
-        probes: A few of the samples as fed to the model, for the comparisons that quantize makes.
+        probes: A few of the samples as fed to the model, for the comparisons that quantize makes; ``==`` ignores them.
     """
 
     model: str
@@ -46,7 +46,7 @@ class Calibration:
     samples: int
     skipped: tuple[tuple[str, str], ...]
     stats: Mapping[str, TensorStats]
-    probes: tuple[Feeds, ...] = field(default=())
+    probes: tuple[Feeds, ...] = field(default=(), compare=False)
 
     def __add__(self, other: Calibration) -> Calibration:
         """The statistics of both: of the same model, over other samples.
@@ -58,7 +58,7 @@ class Calibration:
             raise CalibrationError("only calibrations of the same model can be added")
         merged = {name: stats + other.stats[name] for name, stats in self.stats.items()}
         skipped = tuple(sorted(self.skipped + other.skipped))
-        return Calibration(self.model, self.model_hash, self.data, self.samples + other.samples, skipped, merged, self.probes)
+        return replace(self, samples=self.samples + other.samples, skipped=skipped, stats=merged)
 
 
 def save(calibration: Calibration, path: Path, *, force: bool) -> None:
@@ -82,14 +82,14 @@ def save(calibration: Calibration, path: Path, *, force: bool) -> None:
             for name, row in zip(names, rows, strict=True)
         ],
     }
-    members = {f"probe_{i}_{j}": array for i, probe in enumerate(calibration.probes) for j, array in enumerate(probe.values())}
-    counts = np.array([np.stack([row.histogram.negative, row.histogram.positive]) for row in rows]).reshape(len(rows), 2, BINS)
+    members = {f"probe_{i}_{j}": a for i, probe in enumerate(calibration.probes) for j, a in enumerate(probe.values())}
+    counts = np.array([(row.histogram.negative, row.histogram.positive) for row in rows], np.int64)
     text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
     with atomic_output(path, force=force) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, header=text, counts=counts, **members)  # type: ignore[arg-type]
+        np.savez_compressed(file, header=text, counts=counts.reshape(-1, 2, BINS), **members)  # type: ignore[arg-type]
 
 
-def _portable(number: float | int) -> str:
+def _portable(number: float) -> str:
     """Exact as text: whole numbers in decimal (JSON readers round beyond 2**53), floats in hexadecimal."""
     return number.hex() if isinstance(number, float) else str(number)
 
@@ -103,13 +103,15 @@ def load(path: Path) -> Calibration:
     if not path.is_file():
         raise CalibrationError(f"{path}: no such file", hint="'qconvert calibrate MODEL --data SAMPLES' writes it")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             header = json.loads(bytes(archive["header"]))
-            if header["format"] != FORMAT:
-                raise CalibrationError(f"{path}: format {header['format']}, this qconvert reads {FORMAT}", hint="calibrate again")
-            return _read(header, archive)
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, TypeError, zipfile.error) as error:
-        raise CalibrationError(f"{path}: not a readable calibration file", hint="it may be truncated; calibrate again") from error
+            found = header["format"]
+            if found == FORMAT:
+                return _read(header, archive)
+    except Exception as error:  # numpy, zipfile, zlib and json raise a dozen unrelated classes on damaged bytes
+        message = f"{path}: not a readable calibration file"
+        raise CalibrationError(message, hint="it may be truncated; calibrate again") from error
+    raise CalibrationError(f"{path}: format {found}, this qconvert reads {FORMAT}", hint="calibrate again")
 
 
 def _read(header: Mapping[str, Any], archive: Mapping[str, Any]) -> Calibration:
@@ -131,7 +133,8 @@ def model_path(calibration: Calibration, path: Path) -> Path:
     Raises:
         CalibrationError: If it is in neither place.
     """
-    for candidate in (Path(os.path.normpath(path.parent / calibration.model)), path.parent / Path(calibration.model).name):
+    there = Path(os.path.normpath(path.parent / calibration.model))
+    for candidate in (there, path.parent / there.name):
         if candidate.is_file():
             return candidate
     raise CalibrationError(
@@ -145,13 +148,15 @@ def find(folder: Path) -> Path:
     Raises:
         CalibrationError: If there is none or there are several.
     """
-    found = sorted(folder.glob(f"*{SUFFIX}"))
+    found = sorted(path for path in folder.glob(f"*{SUFFIX}") if path.is_file())
     if len(found) == 1:
         return found[0]
     if not found:
         raise CalibrationError(
             "no .calib file in this folder says which model is meant",
-            hint="run 'qconvert calibrate MODEL --data SAMPLES' here first, or give the model and --calibration FILE or --data SAMPLES",
+            hint="run 'qconvert calibrate MODEL --data SAMPLES' here first, "
+            "or give the model and --calibration FILE or --data SAMPLES",
         )
     listed = ", ".join(path.name for path in found[:4]) + (", ..." if len(found) > 4 else "")
-    raise CalibrationError(f"{len(found)} .calib files in this folder: {listed}", hint="choose one with --calibration FILE")
+    message = f"{len(found)} .calib files in this folder: {listed}"
+    raise CalibrationError(message, hint="choose one with --calibration FILE")

@@ -1,7 +1,7 @@
 """Runs the float model over samples and reduces every tensor at once to its statistics; activations are never kept.
 
-Samples run in parallel, each in a single-threaded onnxruntime run, so results do not depend on the number of threads, and reducing one
-sample overlaps with running the next.
+Samples run in parallel, each in a single-threaded onnxruntime run, so results do not depend on the number of threads,
+and reducing one sample overlaps with running the next.
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
 from qconvert.accumulate import Accumulator, scratch
 from qconvert.errors import CalibrationError, CorruptSampleError, DataError
+from qconvert.fetch import Fetcher
 from qconvert.graph import is_constant, operators
 from qconvert.histogram import TensorStats
 from qconvert.samples import Sample, SampleSet
-from qconvert.session import open_session, run
-from qconvert.workers import default_workers
+from qconvert.session import open_session
+from qconvert.workers import default_workers, release_memory
 
 Progress = Callable[[int], None]
-"""Called with the number of samples done, from any thread, one at a time."""
+"""Called with the number of samples done or skipped, from any thread, one at a time."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,15 @@ def capture(
     fetched = list(dict.fromkeys(name for name in (*names, *outputs) if name not in inputs))
     with _exposed(model, fetched) as augmented:
         session = open_session(augmented, provider=provider, threads=1)
+    release_memory()
     workers = min(threads or default_workers(), max(len(samples), 1))
     _run_workers(workers, lambda: _work(state, session, names, fetched), state)
     if state.done == 0:
-        raise DataError(f"none of the {len(samples)} samples could be read; the first: {state.skipped[min(state.skipped)][1]}")
+        first = state.skipped[min(state.skipped)][1]
+        raise DataError(
+            f"none of the {len(samples)} samples can be read; the first: {first}",
+            hint="mend them, or give others with --data",
+        )
     merged = {name: sum((part[name].stats() for part in state.parts), TensorStats()) for name in names}
     return Captured(merged, state.done, tuple(state.skipped[index] for index in sorted(state.skipped)))
 
@@ -115,37 +123,40 @@ class _Pass:
                 raise
             with self.lock:
                 self.skipped[index] = (error.sample, str(error))
+                self._tell()
             return None
 
     def finish(self) -> None:
         with self.lock:
             self.done += 1
-            if self.progress is not None:
-                self.progress(self.done)
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            self.progress(self.done + len(self.skipped))
 
 
 def _run_workers(count: int, work: Callable[[], None], state: _Pass) -> None:
     with ThreadPoolExecutor(count, thread_name_prefix="capture") as pool:
-        futures = [pool.submit(work) for _ in range(count)]
         try:
-            finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        except BaseException:
+            running = {pool.submit(work) for _ in range(count)}
+            while running:  # wakes up now and then: Ctrl-C may reach another thread, and is raised only in this one
+                finished, running = wait(running, timeout=0.2, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()
+        finally:
             state.stop.set()
-            raise
-        state.stop.set()
-    for future in finished:
-        future.result()
 
 
 def _work(state: _Pass, session: ort.InferenceSession, names: Sequence[str], fetched: Sequence[str]) -> None:
     part = {name: Accumulator() for name in names}
     watched = [name for name in fetched if name not in part]
-    tables = scratch()
+    tables, fetch = scratch(), Fetcher(session, fetched)
     for index in state.indices():
         sample = state.load(index)
         if sample is None:
             continue
-        results = {**sample.feeds, **dict(zip(fetched, run(session, sample.feeds, fetched), strict=True))}
+        results = {**sample.feeds, **fetch(sample.feeds)}
         for name in names:
             if not part[name].add(results[name], tables):
                 _check_non_finite(name, np.asarray(results[name]), sample.name, state.masks)
@@ -156,7 +167,7 @@ def _work(state: _Pass, session: ort.InferenceSession, names: Sequence[str], fet
         state.parts.append(part)
 
 
-def _check_non_finite(name: str, values: np.ndarray, sample: str, masks: frozenset[str]) -> None:
+def _check_non_finite(name: str, values: npt.NDArray[Any], sample: str, masks: frozenset[str]) -> None:
     finite = np.isfinite(values)
     if finite.all():
         return
@@ -165,17 +176,22 @@ def _check_non_finite(name: str, values: np.ndarray, sample: str, masks: frozens
         return
     kind = f"{nan} NaN" if nan else f"{int((~finite).sum())} Inf"
     raise CalibrationError(
-        f"sample '{sample}': value '{name}' holds {kind} of {values.size} values: the float model itself overflows there",
+        f"sample '{sample}': value '{name}' holds {kind} of {values.size} values: "
+        "the float model itself overflows there",
         hint="check the preprocessing of the samples, or leave that operator out with --exclude",
     )
+
+
+_MASK_PATH = frozenset(
+    ("Add", "Where", "Mul", "Reshape", "Transpose", "Expand", "Unsqueeze", "Squeeze", "Slice", "Concat", "Tile", "Cast")
+)
 
 
 def _masks(model: ir.Model) -> frozenset[str]:
     """Values that may hold -Inf on purpose: what reaches a Softmax through additions, selections and moves."""
     found: set[str] = set()
-    through = {"Add", "Where", "Mul", "Reshape", "Transpose", "Expand", "Unsqueeze", "Squeeze", "Slice", "Concat", "Tile", "Cast"}
     for op in reversed(list(operators(model))):
-        reaches = any(value.name in found for value in op.node.outputs) and op.op_type in through
+        reaches = any(value.name in found for value in op.node.outputs) and op.op_type in _MASK_PATH
         if op.op_type in {"Softmax", "LogSoftmax"} or reaches:
             found.update(value.name or "" for value in op.node.inputs if value is not None)
     return frozenset(found)

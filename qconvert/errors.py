@@ -34,7 +34,7 @@ class CorruptSampleError(DataError):
         sample: The name of the sample, as shown to the user.
     """
 
-    def __init__(self, sample: str, message: str, *, hint: str = "") -> None:
+    def __init__(self, sample: str, message: str, *, hint: str = "mend or remove it") -> None:
         super().__init__(message, hint=hint)
         self.sample = sample
 

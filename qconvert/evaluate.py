@@ -1,6 +1,7 @@
-"""Compares a model with its original on real samples: accuracy, fidelity, size, latency and the kernels that really run.
+"""Compares a model with its original on real samples: accuracy, fidelity, size, latency and kernels that really run.
 
-Fidelity is pooled over all samples and elements. Per-sample sums are added in the order of the samples, so reports do not depend on threads.
+Fidelity is pooled over all samples and elements. Per-sample sums are added in the order of the samples, so reports do
+not depend on threads.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from qconvert.kernel_census import Kernel, census
 from qconvert.metrics import ratio_db
 from qconvert.samples import Sample, SampleSet
 from qconvert.session import Feeds, open_session, run
-from qconvert.workers import default_workers
+from qconvert.workers import default_workers, run_workers
 
 Progress = Callable[[int], None]
 TOP_K = 5
+WARM_UP = 3
+"""Runs of each model before its runs are timed."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Fidelity:
         output: Name of the output.
         sqnr_db: ``10 log10(sum ref^2 / sum (ref - out)^2)`` pooled over all samples and elements, dB.
         cosine: Mean over the samples of the cosine of the two flattened outputs.
-        argmax_agreement: Percent of rows whose largest element is at the same place; None where the last axis has one element.
+        argmax_agreement: Percent of rows whose largest element is at the same place; None where the last axis has one
+            element.
         rows: How many rows that is a percentage of.
         samples: Over how many samples.
     """
@@ -53,7 +56,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Percent of labelled items whose label is the largest (top1) or among the five largest (top5) of the first output."""
+    """Percent of labelled items whose label is the largest (top1) or among the five largest (top5) of output 0."""
 
     top1: float
     top5: float | None
@@ -128,21 +131,23 @@ def compare_models(
 
     Raises:
         DataError: If no sample could be read, or any with ``strict``.
-        ModelError: If a model is refused, or their outputs do not have the same names or shapes.
+        ModelError: If a model is refused, or they differ in their number of outputs.
     """
     workers = threads or default_workers()
-    sessions = tuple(open_session(path, provider=provider, threads=1) for path in (reference, candidate))
-    outputs = [[value.name for value in session.get_outputs()] for session in sessions]
-    if len(outputs[0]) != len(outputs[1]):
-        raise ModelError(f"{candidate}: has {len(outputs[1])} outputs, the reference has {len(outputs[0])}")
-    rows, skipped = _rows(sessions, samples, workers=workers, strict=strict, progress=progress)
+    before, after = (open_session(path, provider=provider, threads=1) for path in (reference, candidate))
+    pair = _pair(before, after, candidate)
+    rows, skipped = _rows(pair, samples, workers=workers, strict=strict, progress=progress)
     if not rows:
-        raise DataError(f"none of the {len(samples)} samples could be read; the first: {skipped[0][1]}")
+        raise DataError(
+            f"none of the {len(samples)} samples can be read; the first: {skipped[0][1]}",
+            hint="mend them, or give others with --data",
+        )
     first = next(sample for index in range(len(samples)) if (sample := _try_load(samples, index)) is not None)
     times = _latencies((reference, candidate), first.feeds, provider=provider, threads=workers, runs=latency_runs)
-    fidelity = tuple(_fidelity(name, [row.outputs[index] for row in rows]) for index, name in enumerate(outputs[0]))
+    fidelity = tuple(_fidelity(name, [row.outputs[index] for row in rows]) for index, name in enumerate(pair.names))
+    accuracy = [_accuracy([row.hits[side] for row in rows]) for side in (0, 1)]
     sides = [
-        Side(path, file_size(path), _accuracy([row.hits[side] for row in rows]), times[side], census(path, provider=provider))
+        Side(path, file_size(path), accuracy[side], times[side], census(path, provider=provider))
         for side, path in enumerate((reference, candidate))
     ]
     return Evaluation(sides[0], sides[1], tuple(f for f in fidelity if f is not None), len(rows), tuple(skipped))
@@ -154,16 +159,17 @@ def compare_outputs(
     """Fidelity over a few feeds, with or without onnxruntime's optimizations of the candidate.
 
     Raises:
-        ModelError: If a model is refused, or the candidate's outputs are not finite where the reference's are.
+        ModelError: If a model is refused, they differ in their number of outputs, or the candidate's are not finite.
     """
     before = open_session(reference, provider=provider)
     after = open_session(candidate, provider=provider, optimize=optimize)
-    names = [value.name for value in before.get_outputs()]
-    rows = [[_sums(a, b) for a, b in zip(run(before, feeds), run(after, feeds), strict=True)] for feeds in probes]
-    found = [_fidelity(name, [row[index] for row in rows]) for index, name in enumerate(names)]
+    pair = _pair(before, after, candidate)
+    rows = [[_sums(a, b) for a, b in pair.run(feeds)] for feeds in probes]
+    found = [_fidelity(name, [row[index] for row in rows]) for index, name in enumerate(pair.names)]
     broken = [one.output for one in found if one is not None and not math.isfinite(one.cosine)]
     if broken:
-        raise ModelError(f"the written model's output '{broken[0]}' is not finite", hint="this should not happen; nothing was written")
+        message = f"the written model's output '{broken[0]}' is not finite"
+        raise ModelError(message, hint="this should not happen; nothing was written")
     return tuple(one for one in found if one is not None)
 
 
@@ -171,6 +177,29 @@ def file_size(path: Path) -> int:
     """Bytes on disk of a model together with its weight files."""
     extra = {str(tensor.path) for tensor in external_tensors(load_model(path))}
     return path.stat().st_size + sum(Path(name).stat().st_size for name in extra)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Both models, and which output of the one is which of the other: the same name, or else the same position."""
+
+    before: ort.InferenceSession
+    after: ort.InferenceSession
+    names: tuple[str, ...]
+    after_names: tuple[str, ...]
+
+    def run(self, feeds: Feeds) -> list[tuple[Any, Any]]:
+        return list(zip(run(self.before, feeds, self.names), run(self.after, feeds, self.after_names), strict=True))
+
+
+def _pair(before: ort.InferenceSession, after: ort.InferenceSession, candidate: Path) -> _Pair:
+    names, after_names = (tuple(value.name for value in session.get_outputs()) for session in (before, after))
+    if len(names) != len(after_names):
+        raise ModelError(
+            f"{candidate}: has {len(after_names)} outputs, the reference has {len(names)}",
+            hint="compare a model with what was made of it",
+        )
+    return _Pair(before, after, names, names if set(names) == set(after_names) else after_names)
 
 
 @dataclass(frozen=True)
@@ -205,34 +234,42 @@ class _State:
     """What the threads share."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
+    stop: threading.Event = field(default_factory=threading.Event)
+    next_index: int = 0
     done: int = 0
+
+    def take(self) -> int:
+        with self.lock:
+            self.next_index += 1
+            return self.next_index - 1
 
 
 def _rows(
-    sessions: Sequence[ort.InferenceSession], samples: SampleSet, *, workers: int, strict: bool, progress: Progress | None
+    pair: _Pair, samples: SampleSet, *, workers: int, strict: bool, progress: Progress | None
 ) -> tuple[list[_Row], list[tuple[str, str]]]:
     state = _State()
 
-    def work(index: int) -> _Row | tuple[str, str]:
+    def look(index: int) -> _Row | tuple[str, str]:
         try:
             sample = samples.load(index)
         except CorruptSampleError as error:
             if strict:
                 raise
             return error.sample, str(error)
-        row = _compare(sample, *(run(session, sample.feeds) for session in sessions))
-        with state.lock:
-            state.done += 1
-            if progress is not None:
-                progress(state.done)
-        return row
+        batch = samples.source.batch
+        return _compare(sample, [(_real(a, sample, batch), _real(b, sample, batch)) for a, b in pair.run(sample.feeds)])
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="evaluate") as pool:
-        try:
-            results = list(pool.map(work, range(len(samples))))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    def work() -> None:
+        while not state.stop.is_set() and (index := state.take()) < len(samples):
+            found[index] = look(index)
+            with state.lock:
+                state.done += 1
+                if progress is not None:
+                    progress(state.done)
+
+    found: dict[int, _Row | tuple[str, str]] = {}
+    run_workers(min(workers, max(len(samples), 1)), work, state.stop)
+    results = [found[index] for index in sorted(found)]
     return [row for row in results if isinstance(row, _Row)], [row for row in results if not isinstance(row, _Row)]
 
 
@@ -243,11 +280,16 @@ def _try_load(samples: SampleSet, index: int) -> Sample | None:
         return None
 
 
-def _compare(sample: Sample, before: Sequence[Any], after: Sequence[Any]) -> _Row:
-    count = sample.count
-    sums = tuple(_sums(a, b) for a, b in zip(before, after, strict=True))
+def _real(output: Any, sample: Sample, batch: int) -> Any:  # noqa: ANN401 - see _sums
+    """The output without the rows of repeated items that fill the last batch."""
+    padded = sample.count < batch and isinstance(output, np.ndarray) and output.shape[:1] == (batch,)
+    return output[: sample.count] if padded else output
+
+
+def _compare(sample: Sample, outputs: Sequence[tuple[Any, Any]]) -> _Row:
     labels = None if sample.label is None else np.asarray(sample.label).reshape(-1)
-    return _Row(sums, (_hits(before[0], labels, count), _hits(after[0], labels, count)))
+    before, after = outputs[0]
+    return _Row(tuple(_sums(a, b) for a, b in outputs), (_hits(before, labels), _hits(after, labels)))
 
 
 def _sums(before: Any, after: Any) -> _Sums | None:  # noqa: ANN401 - onnxruntime outputs are arrays, lists or dictionaries
@@ -256,27 +298,28 @@ def _sums(before: Any, after: Any) -> _Sums | None:  # noqa: ANN401 - onnxruntim
     if before.shape != after.shape:
         return _Sums(0.0, math.inf, 0.0, 0, 1)
     a, b = before.astype(np.float64), after.astype(np.float64)
-    signal, noise = float(np.square(a).sum()), float(np.square(a - b).sum())
-    norm = math.sqrt(signal) * float(np.linalg.norm(b))
-    cosine = float((a * b).sum()) / norm if norm else float(signal == 0 and not b.any())
-    if a.ndim < 2 or a.shape[-1] < 2 or a.size == 0:  # noqa: PLR2004 - rows of at least two elements have an argmax
+    with np.errstate(invalid="ignore"):  # Inf - Inf
+        signal, noise = float(np.square(a).sum()), float(np.square(a - b).sum())
+        norm = math.sqrt(signal) * float(np.linalg.norm(b))
+        cosine = float((a * b).sum()) / norm if norm else float(signal == 0 and not b.any())
+    if a.ndim < 2 or a.shape[-1] < 2 or a.size == 0:
         return _Sums(signal, noise, cosine, 0, 0)
     same = a.argmax(-1) == b.argmax(-1)
     return _Sums(signal, noise, cosine, int(same.sum()), same.size)
 
 
-def _hits(output: Any, labels: npt.NDArray[Any] | None, count: int) -> _Hits | None:  # noqa: ANN401 - see _sums
-    if labels is None or not isinstance(output, np.ndarray):
+def _hits(output: Any, labels: npt.NDArray[Any] | None) -> _Hits | None:  # noqa: ANN401 - see _sums
+    if labels is None or not labels.size or not isinstance(output, np.ndarray):
         return None
     if output.dtype.kind != "f":
         predicted = output.reshape(-1)[: labels.size]
         return _Hits(int((predicted == labels).sum()), 0, labels.size, 1) if predicted.size == labels.size else None
-    scores = output[:count] if output.ndim and output.shape[0] >= count > 1 else output
-    if scores.size % labels.size or scores.shape[-1] < 2 or scores.size // scores.shape[-1] != labels.size:  # noqa: PLR2004
+    classes = output.shape[-1] if output.ndim else 1
+    if classes < 2 or output.size != classes * labels.size:
         return None
-    scores = scores.reshape(labels.size, -1)
-    top = np.argsort(-scores, axis=1, kind="stable")[:, :TOP_K]
-    return _Hits(int((top[:, 0] == labels).sum()), int((top == labels[:, None]).any(1).sum()), labels.size, scores.shape[1])
+    top = np.argsort(-output.reshape(-1, classes), axis=1, kind="stable")[:, :TOP_K]
+    hits = top == labels[:, None]
+    return _Hits(int(hits[:, 0].sum()), int(hits.any(1).sum()), labels.size, classes)
 
 
 def _fidelity(name: str, sums: Sequence[_Sums | None]) -> Fidelity | None:
@@ -298,18 +341,19 @@ def _accuracy(hits: Sequence[_Hits | None]) -> Accuracy | None:
     return Accuracy(100 * sum(row.top1 for row in rows) / items, top5, items)
 
 
-def _latencies(paths: Sequence[Path], feeds: Feeds, *, provider: str, threads: int, runs: int) -> tuple[Latency | None, ...]:
+def _latencies(
+    paths: Sequence[Path], feeds: Feeds, *, provider: str, threads: int, runs: int
+) -> tuple[Latency | None, ...]:
     """Both models in turn, so that noise of the machine falls on both alike; the first runs of each are not counted."""
     if not runs:
         return (None,) * len(paths)
     sessions = [open_session(path, provider=provider, threads=threads) for path in paths]
     times: list[list[float]] = [[] for _ in paths]
-    for turn in range(runs + 3):
+    for turn in range(runs + WARM_UP):
         for session, row in zip(sessions, times, strict=True):
             start = time.perf_counter()
             run(session, feeds)
-            if turn >= 3:  # noqa: PLR2004 - warm-up
+            if turn >= WARM_UP:
                 row.append(1e3 * (time.perf_counter() - start))
-    return tuple(
-        Latency(float(np.median(row)), float(np.quantile(row, 0.25)), float(np.quantile(row, 0.75)), runs, threads) for row in times
-    )
+    quartiles = [tuple(map(float, np.quantile(row, (0.5, 0.25, 0.75)))) for row in times]
+    return tuple(Latency(middle, low, high, runs, threads) for middle, low, high in quartiles)

@@ -11,15 +11,26 @@ from pathlib import Path
 from qconvert.errors import OutputError
 
 
-def check_writable(path: Path, *, force: bool) -> None:
+def check_writable(path: Path, *, force: bool, keep: Path | None = None) -> None:
     """Says before the work starts what would stop the result from being written.
+
+    Args:
+        path: The output.
+        force: Whether it may exist already.
+        keep: A file that even ``force`` does not overwrite.
 
     Raises:
         OutputError: If the file exists and ``force`` is not given, or its folder is missing or not writable.
     """
-    if path.is_dir():
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except OSError as error:  # the name is too long, or a folder above may not be entered
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}", hint="give another name") from error
+    if is_folder:
         raise OutputError(f"{path}: is a folder", hint="give a file name")
-    if path.exists() and not force:
+    if exists and keep is not None and keep.exists() and path.samefile(keep):
+        raise OutputError(f"{path}: is the model that is read", hint="-o names another file")
+    if exists and not force:
         raise OutputError(f"{path}: exists already", hint="--force overwrites it; -o names another file")
     folder = path.parent
     if not folder.is_dir():
@@ -41,6 +52,7 @@ def atomic_output(path: Path, *, force: bool) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}", hint="nothing was written") from error
+        reason = error.strerror or error
+        raise OutputError(f"{path}: cannot be written: {reason}", hint="nothing was written") from error
     finally:
         temporary.unlink(missing_ok=True)

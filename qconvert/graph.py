@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -17,7 +18,7 @@ from qconvert.errors import ModelError
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 INLINE_LIMIT = 1_800_000_000
-"""Weights beyond this many bytes do not fit a protobuf (2 GiB) with room for the graph; they go to a file beside the model."""
+"""Weights beyond this many bytes do not fit a protobuf (2 GiB) with room for the graph; they go to a second file."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,33 @@ class Operator:
         return tuple(value.name for value in self.node.outputs if value.name) + own
 
 
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a model.
+
+    Attributes:
+        name: Its name.
+        dtype: Element type, or None for sequences and maps.
+        shape: Fixed sizes as int, free ones as name or None; empty also where the rank is unknown.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | str | None, ...]
+
+
+def ports(model: ir.Model) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """What a model is fed and gives; weights that are listed as inputs do not count."""
+
+    def port(value: ir.Value) -> Port:
+        tensor = isinstance(value.type, ir.TensorType) and value.dtype not in {None, ir.DataType.UNDEFINED}
+        dtype = value.dtype.numpy() if tensor and value.dtype is not None else None
+        return Port(value.name or "", dtype, shape_of(value) or ())
+
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    return tuple(map(port, inputs)), tuple(map(port, model.graph.outputs))
+
+
 def load_model(path: Path) -> ir.Model:
     """Reads an ONNX file; weights in external files stay there until they are used.
 
@@ -54,12 +82,15 @@ def load_model(path: Path) -> ir.Model:
         ModelError: If the file is missing, not ONNX, truncated, or holds no operator.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: no such file", hint="give the path of an .onnx file")
+        problem = "is a folder" if path.is_dir() else "no such file"
+        raise ModelError(f"{path}: {problem}", hint="give the path of an .onnx file")
     try:
         model = ir.load(path)
     except (DecodeError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path}: not a readable ONNX model: {reason}", hint="the file may be truncated or of another kind") from error
+        raise ModelError(
+            f"{path}: not a readable ONNX model: {reason}", hint="the file may be truncated or of another kind"
+        ) from error
     if not len(model.graph):
         raise ModelError(f"{path}: the model holds no operator", hint="the file may be truncated or of another kind")
     _check_external_data(model, path)
@@ -71,18 +102,25 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
         location = Path(tensor.path)
         needed = (tensor.offset or 0) + (tensor.length or 0)
         if not location.is_file():
-            raise ModelError(f"{path}: its weights file '{tensor.location}' is missing", hint="keep it beside the .onnx file")
-        if location.stat().st_size < needed:
             raise ModelError(
-                f"{path}: its weights file '{tensor.location}' is truncated: {location.stat().st_size} bytes, {needed} needed",
+                f"{path}: its weights file '{tensor.location}' is missing", hint="keep it beside the .onnx file"
+            )
+        size = location.stat().st_size
+        if size < needed:
+            raise ModelError(
+                f"{path}: its weights file '{tensor.location}' is truncated: {size} bytes, {needed} needed",
                 hint="copy the file again",
             )
 
 
 def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     """The weights that live in files beside the model."""
+    return [tensor for _, tensor in _external_values(model)]
+
+
+def _external_values(model: ir.Model) -> list[tuple[ir.Value, ir.ExternalTensor]]:
     return [
-        value.const_value
+        (value, value.const_value)
         for graph in (model.graph, *model.graph.subgraphs())
         for value in graph.initializers.values()
         if isinstance(value.const_value, ir.ExternalTensor)
@@ -103,7 +141,12 @@ def file_hash(path: Path) -> str:
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers as stored."""
     graphs = (model.graph, *model.graph.subgraphs())
-    return sum(value.const_value.nbytes for graph in graphs for value in graph.initializers.values() if value.const_value is not None)
+    return sum(
+        value.const_value.nbytes
+        for graph in graphs
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
 
 
 def write_model(model: ir.Model, path: Path) -> None:
@@ -114,13 +157,22 @@ def write_model(model: ir.Model, path: Path) -> None:
     """
     size = weight_bytes(model)
     if size > INLINE_LIMIT:
-        raise ModelError(f"{path.name}: {size / 1e9:.1f} GB of weights do not fit one ONNX file", hint="quantize more of its weights")
+        raise ModelError(
+            f"{path.name}: {size / 1e9:.1f} GB of weights do not fit one ONNX file", hint="quantize more of its weights"
+        )
     path.write_bytes(serialize(model))
 
 
 def serialize(model: ir.Model) -> bytes:
-    """The bytes of a model below 2 GB; the same model always gives the same bytes."""
-    blob: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    """The bytes of a model below 2 GB with all its weights; the same model always gives the same bytes."""
+    outside = _external_values(model)
+    try:
+        for value, tensor in outside:
+            value.const_value = ir.external_data.convert_tensors_from_external([tensor])[0]
+        blob: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    finally:
+        for value, tensor in outside:
+            value.const_value = tensor
     return blob
 
 
@@ -134,7 +186,9 @@ def _operators(graph: ir.Graph, path: str) -> Iterator[Operator]:
         name = next((value.name for value in node.outputs if value.name), "") or node.name or ""
         yield Operator(node, name, path)
         for attribute in node.attributes.values():
-            bodies = {ir.AttributeType.GRAPH: (attribute.value,), ir.AttributeType.GRAPHS: attribute.value}.get(attribute.type, ())
+            bodies = {ir.AttributeType.GRAPH: (attribute.value,), ir.AttributeType.GRAPHS: attribute.value}.get(
+                attribute.type, ()
+            )
             for body in bodies:
                 yield from _operators(body, f"{path}/{node.op_type}({name}).{attribute.name}".lstrip("/"))
 
@@ -188,6 +242,11 @@ def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], *, dtype: 
 
 def tidy(model: ir.Model) -> ir.Model:
     """Removes what nothing uses, gives every value a unique name and sorts the nodes; the end of every rewrite."""
-    for step in (passes.RemoveUnusedNodesPass(), passes.RemoveUnusedOpsetsPass(), passes.TopologicalSortPass(), passes.NameFixPass()):
+    for step in (
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.TopologicalSortPass(),
+        passes.NameFixPass(),
+    ):
         step(model)
     return model

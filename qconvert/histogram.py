@@ -1,7 +1,8 @@
-"""Statistics of a tensor as values: ``a + b`` is exact, associative and commutative, so any order or split of the samples agrees.
+"""Statistics of a tensor as values: ``a + b`` is exact, associative and commutative.
 
-The bins of a histogram are ``2**exponent / BINS`` wide on each side of zero: edges are integer multiples of a power of two, so the bins
-of two histograms nest and merging never moves a count across an edge (what the order of the batches changes elsewhere).
+So any order and any split of the samples agree. The bins of a histogram are ``2**exponent / BINS`` wide on each side of
+zero: edges are integer multiples of a power of two, so the bins of two histograms nest and merging never moves a count
+across an edge (what the order of the batches changes elsewhere).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ BINS = 4096
 """Bins on each side of zero; the largest magnitude lies in the upper half of them."""
 
 MIN_EXPONENT = -149
-"""Exponent of the smallest float32; sums are kept as integer multiples of ``2**-149``, in which every float32 is whole."""
+"""Exponent of the smallest float32; sums are integer multiples of ``2**-149``, in which every float32 is whole."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -41,8 +42,8 @@ def _coarsen(counts: Counts, steps: int) -> Counts:
 class Histogram:
     """Counts of finite values by sign and magnitude.
 
-    ``positive[k]`` counts values in ``[k*w, (k+1)*w)`` above zero and ``negative[k]`` those in ``(-(k+1)*w, -k*w]`` below it,
-    with ``w = 2**exponent / BINS``; exact zeros are counted apart.
+    ``positive[k]`` counts values in ``[k*w, (k+1)*w)`` above zero and ``negative[k]`` those in ``(-(k+1)*w, -k*w]``
+    below it, with ``w = 2**exponent / BINS``; exact zeros are counted apart.
 
     Attributes:
         exponent: Every magnitude is below ``2**exponent``.
@@ -85,7 +86,9 @@ class Histogram:
         if steps < 0:
             message = f"a histogram cannot be refined from 2**{self.exponent} to 2**{exponent}"
             raise ValueError(message)
-        return replace(self, exponent=exponent, negative=_coarsen(self.negative, steps), positive=_coarsen(self.positive, steps))
+        return replace(
+            self, exponent=exponent, negative=_coarsen(self.negative, steps), positive=_coarsen(self.positive, steps)
+        )
 
     def magnitudes(self) -> Counts:
         """Counts by magnitude, ``[BINS]``, zeros in the first bin."""
@@ -94,10 +97,10 @@ class Histogram:
         return counts
 
     def signed(self) -> tuple[npt.NDArray[np.float64], Counts]:
-        """Edges ``[2*BINS + 1]`` and counts ``[2*BINS]`` from the lowest value to the highest; zeros count as just above 0."""
+        """Edges ``[2*BINS + 1]`` and counts ``[2*BINS]``, lowest value first; zeros count as just above 0."""
         counts = np.concatenate([self.negative[::-1], self.positive])
         counts[BINS] += self.zeros
-        return np.arange(-BINS, BINS + 1) * self.width, counts
+        return np.arange(-BINS, BINS + 1, dtype=np.float64) * self.width, counts
 
     def __add__(self, other: Histogram) -> Histogram:
         exponent = max(self.exponent, other.exponent)
@@ -179,12 +182,12 @@ class TensorStats:
     @property
     def mean_low(self) -> float:
         """Mean over the samples of each one's least value, correctly rounded."""
-        return math.ldexp(float(self.low_sum), MIN_EXPONENT) / max(self.samples, 1)
+        return self.low_sum / (max(self.samples, 1) << -MIN_EXPONENT)
 
     @property
     def mean_high(self) -> float:
         """Mean over the samples of each one's greatest value, correctly rounded."""
-        return math.ldexp(float(self.high_sum), MIN_EXPONENT) / max(self.samples, 1)
+        return self.high_sum / (max(self.samples, 1) << -MIN_EXPONENT)
 
     def __add__(self, other: TensorStats) -> TensorStats:
         return TensorStats(
@@ -208,6 +211,5 @@ class TensorStats:
 
     def scalars(self) -> tuple[float | int, ...]:
         """Everything but the histogram."""
-        return (
-            self.low, self.high, self.samples, self.low_sum, self.high_sum, self.nan, self.negative_inf, self.positive_inf
-        )  # fmt: skip
+        non_finite = self.nan, self.negative_inf, self.positive_inf
+        return self.low, self.high, self.samples, self.low_sum, self.high_sum, *non_finite

@@ -24,4 +24,4 @@ def ratio_db(signal: float, noise: float) -> float:
         return EXACT_DB
     if signal == 0 or not math.isfinite(noise):
         return -EXACT_DB
-    return max(-EXACT_DB, min(EXACT_DB, 10 * math.log10(signal / noise)))
+    return max(-EXACT_DB, min(EXACT_DB, 10 * (math.log10(signal) - math.log10(noise))))

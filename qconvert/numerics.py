@@ -1,6 +1,7 @@
 """Quantization arithmetic on arrays: ``real = scale * (level - zero_point)``.
 
-Rounding is half-to-even and saturating, exactly as ONNX QuantizeLinear defines it, computed in float32 as onnxruntime does.
+Rounding is half-to-even and saturating, exactly as ONNX QuantizeLinear defines it, computed in float32 as onnxruntime
+does.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ class QuantType:
 
 QUANT_TYPES: dict[str, QuantType] = {
     t.name: t
-    for t in (QuantType(f"{'' if signed else 'u'}int{bits}", bits, signed) for bits in (2, 4, 8, 16) for signed in (True, False))
+    for t in (
+        QuantType(f"{'' if signed else 'u'}int{bits}", bits, signed)
+        for bits in (2, 4, 8, 16)
+        for signed in (True, False)
+    )
 }
 INT8, UINT8 = QUANT_TYPES["int8"], QUANT_TYPES["uint8"]
 INT32 = QuantType("int32", 32, signed=True)
@@ -101,12 +106,12 @@ class QuantParams:
     @property
     def low(self) -> npt.NDArray[np.float32]:
         """The lowest real on the grid, in the shape of ``scale``."""
-        return np.asarray(self.scale * (self.qmin - self.zero_point).astype(np.float32))
+        return _real(self.qmin - self.zero_point, self.scale)
 
     @property
     def high(self) -> npt.NDArray[np.float32]:
         """The highest real on the grid, in the shape of ``scale``."""
-        return np.asarray(self.scale * (self.qmax - self.zero_point).astype(np.float32))
+        return _real(self.qmax - self.zero_point, self.scale)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QuantParams):
@@ -123,12 +128,19 @@ class QuantParams:
 
 
 def params_from_range(
-    low: npt.ArrayLike, high: npt.ArrayLike, dtype: QuantType, *, symmetric: bool, narrow_range: bool = False, axis: int | None = None
+    low: npt.ArrayLike,
+    high: npt.ArrayLike,
+    dtype: QuantType,
+    *,
+    symmetric: bool,
+    narrow_range: bool = False,
+    axis: int | None = None,
 ) -> QuantParams:
     """The grid that covers ``[low, high]`` extended to contain 0, which it represents exactly.
 
     Asymmetric: ``s = (high - low) / (qmax - qmin)``, ``z = clip(round(qmin - low / s))``.
-    Symmetric, signed: ``s = max|x| / qmax``, ``z = 0``; symmetric, unsigned: ``z`` is the middle of the grid (0 where ``low >= 0``).
+    Symmetric, signed: ``s = max|x| / qmax``, ``z = 0``; symmetric, unsigned: ``z`` is the middle of the grid (0 where
+    ``low >= 0``).
     An all-zero range gets scale 1 (Jacob et al. 2018, arXiv:1712.05877; ONNX DynamicQuantizeLinear).
 
     Args:
@@ -140,11 +152,12 @@ def params_from_range(
         axis: The channel axis for shape ``[C]``.
 
     Raises:
-        ValueError: If an end is not finite or ``low > high``.
+        ValueError: If an end is not a finite float32 or ``low > high``.
     """
     lo, hi = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    if not (np.isfinite(lo).all() and np.isfinite(hi).all()) or (lo > hi).any():
-        message = f"no grid covers [{low}, {high}]"
+    largest = float(np.finfo(np.float32).max)
+    if not ((lo >= -largest) & (lo <= hi) & (hi <= largest)).all():
+        message = f"no grid covers [{low!r}, {high!r}]"
         raise ValueError(message)
     lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
     qmin = dtype.qmin + (1 if narrow_range and dtype.signed else 0)
@@ -155,11 +168,10 @@ def params_from_range(
     else:
         scale = (hi - lo) / (qmax - qmin)
         zero = np.zeros(lo.shape)
-    tiny = float(np.finfo(np.float32).tiny)
-    scale = np.where((lo == 0) & (hi == 0), 1.0, np.maximum(scale, tiny)).astype(np.float32)
+    scale = np.where((lo == 0) & (hi == 0), 1.0, np.maximum(scale, float(np.finfo(np.float32).tiny)))
     if not symmetric:
-        zero = np.clip(np.rint(qmin - lo / scale.astype(np.float64)), qmin, qmax)
-    return QuantParams(scale, np.asarray(zero, np.int32), dtype, axis, narrow_range)
+        zero = np.clip(np.rint(qmin - lo / scale), qmin, qmax)
+    return QuantParams(np.asarray(scale, np.float32), np.asarray(zero, np.int32), dtype, axis, narrow_range)
 
 
 def _along(values: npt.NDArray[Any], axis: int | None, ndim: int) -> npt.NDArray[Any]:
@@ -182,13 +194,19 @@ def quantize(x: FloatArray, params: QuantParams) -> LevelArray:
     wide = np.float64 if params.dtype.bits > 16 else np.float32  # float32 has no room for the levels of a bias
     with np.errstate(over="ignore"):
         levels = np.rint(x.astype(wide) / scale.astype(wide))
-    return np.clip(levels.astype(np.float64) + zero, params.qmin, params.qmax).astype(np.int32)
+    return np.asarray(np.clip(levels.astype(np.float64) + zero, params.qmin, params.qmax), np.int32)
 
 
 def dequantize(levels: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.float32]:
     """Reals of the levels: ``scale * (level - zero_point)``, float32."""
     scale, zero = _along(params.scale, params.axis, levels.ndim), _along(params.zero_point, params.axis, levels.ndim)
-    return np.asarray((levels.astype(np.int64) - zero).astype(np.float32) * scale)
+    return _real(levels.astype(np.int64) - zero, scale)
+
+
+def _real(steps: npt.NDArray[Any], scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """``scale * steps`` in float32; Inf, as in onnxruntime, where a grid reaches beyond the largest float32."""
+    with np.errstate(over="ignore"):
+        return np.asarray(steps.astype(np.float32) * scale, np.float32)
 
 
 def fake_quantize(x: FloatArray, params: QuantParams) -> npt.NDArray[np.float32]:

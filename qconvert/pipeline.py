@@ -19,7 +19,7 @@ from qconvert.capture import capture
 from qconvert.errors import CalibrationError, CorruptSampleError, DataError, ModelError
 from qconvert.evaluate import Evaluation, Fidelity, compare_models, compare_outputs, file_size
 from qconvert.files import atomic_output, check_writable
-from qconvert.graph import file_hash, load_model, operators, opset, write_model
+from qconvert.graph import Port, file_hash, load_model, operators, opset, ports, write_model
 from qconvert.kernel_census import Kernel, census
 from qconvert.listener import SILENT, Listener
 from qconvert.plan import Placement, Plan, candidate_values, make_placement, make_plan, nothing_to_quantize
@@ -29,7 +29,7 @@ from qconvert.preprocess import Preprocess
 from qconvert.rewrite.qdq import needed_opset, to_qdq
 from qconvert.samples import InputSpec, SampleSet, open_samples
 from qconvert.samples.find import find as find_samples
-from qconvert.session import Feeds, Port, check_provider, open_session, ports
+from qconvert.session import Feeds, check_provider
 from qconvert.targets import Target
 
 METADATA = "qconvert"
@@ -107,7 +107,7 @@ def inspect(model: Path, *, policy: Policy | None = None, calibrated: Path | Non
         QConvertError: If the model or the calibration cannot be read, or a rule of the policy matches nothing.
     """
     graph = load_model(model)
-    inputs, outputs = ports(open_session(model, threads=1))
+    inputs, outputs = ports(graph)
     counts: dict[str, int] = {}
     for op in operators(graph):
         counts[op.op_type] = counts.get(op.op_type, 0) + 1
@@ -176,13 +176,13 @@ def calibrate(
     policy = policy or Policy()
     check_provider(provider)
     if output is not None:
-        check_writable(output, force=force)
+        check_writable(output, force=force, keep=model)
     graph = load_model(model)
     if preprocess is None and _are_images(data):
         preprocess = policy.preprocess
-    samples = _open(model, data, preprocess, limit=limit, seed=seed, listener=listener)
+    samples = _open(model, graph, data, preprocess, limit=limit, seed=seed, listener=listener)
     probes = _probes(samples)
-    for note in prepare(graph, probes).notes:
+    for note in prepare(graph, probes, original=model).notes:
         listener.note(note)
     placement, table, _ = make_placement(graph, policy)
     names = candidate_values(graph, table)
@@ -196,8 +196,7 @@ def calibrate(
         )
     finally:
         listener.finish()
-    for name, reason in found.skipped:
-        listener.note(f"skipped {name}: {reason}")
+    _say_skipped(found.skipped, listener)
     folder = output.parent if output is not None else Path()
     result = Calibration(
         Path(os.path.relpath(model, folder)).as_posix(),
@@ -238,10 +237,11 @@ def quantize(
         QConvertError: If anything the user can mend stops the work; nothing is written then.
     """
     policy = policy or Policy()
-    check_writable(output, force=force)
+    check_provider(provider)
+    check_writable(output, force=force, keep=model)
     _check_hash(calibrated, model)
     graph = load_model(model)
-    for note in prepare(graph, calibrated.probes).notes:
+    for note in prepare(graph, calibrated.probes, original=model).notes:
         listener.note(note)
     plan = make_plan(graph, policy, calibrated.stats)
     raise_opset(graph, needed_opset(plan))
@@ -289,12 +289,12 @@ def evaluate(
         QConvertError: If anything the user can mend stops the work.
     """
     check_provider(provider)
-    load_model(reference)
+    graph = load_model(reference)
     if preprocess is None and _are_images(data):
         preprocess = _recorded_preprocess(candidate)
         if preprocess is not None:
             listener.note(f"preprocessing taken from {candidate.name}, where calibrate recorded it")
-    samples = _open(reference, data, preprocess, labels=labels, limit=limit, seed=seed, listener=listener)
+    samples = _open(reference, graph, data, preprocess, labels=labels, limit=limit, seed=seed, listener=listener)
     listener.start("evaluating", len(samples))
     try:
         result = compare_models(
@@ -309,8 +309,7 @@ def evaluate(
         )
     finally:
         listener.finish()
-    for name, reason in result.skipped:
-        listener.note(f"skipped {name}: {reason}")
+    _say_skipped(result.skipped, listener)
     return result
 
 
@@ -320,6 +319,7 @@ def _are_images(data: Path) -> bool:
 
 def _open(
     model: Path,
+    graph: ir.Model,
     data: Path,
     preprocess: Preprocess | None,
     *,
@@ -328,7 +328,7 @@ def _open(
     listener: Listener,
     labels: Path | None = None,
 ) -> SampleSet:
-    inputs, outputs = ports(open_session(model, threads=1))
+    inputs, outputs = ports(graph)
     strange = [port.name for port in inputs if port.dtype is None]
     if strange:
         raise ModelError(f"{model}: input '{strange[0]}' is not a tensor", hint="only tensor inputs can be fed from files")
@@ -345,11 +345,12 @@ def _open(
 def _probes(samples: SampleSet) -> tuple[Feeds, ...]:
     """The first readable samples, few and small enough to be kept."""
     found: list[Feeds] = []
-    size = 0
+    size, first = 0, ""
     for index in range(len(samples)):
         try:
             feeds = samples.load(index).feeds
-        except CorruptSampleError:
+        except CorruptSampleError as error:
+            first = first or str(error)
             continue
         size += sum(array.nbytes for array in feeds.values())
         if found and size > PROBE_BYTES:
@@ -358,8 +359,13 @@ def _probes(samples: SampleSet) -> tuple[Feeds, ...]:
         if len(found) == PROBES:
             break
     if not found:
-        raise DataError(f"none of the {len(samples)} samples can be read", hint="open one of them with an image viewer")
+        raise DataError(f"none of the {len(samples)} samples can be read; the first: {first}", hint="mend them, or give others with --data")
     return tuple(found)
+
+
+def _say_skipped(skipped: Sequence[tuple[str, str]], listener: Listener) -> None:
+    for name, reason in skipped:
+        listener.note(f"skipped {reason if name in reason else f'{name}: {reason}'}")
 
 
 def _say_left_float(graph: ir.Model, placement: Placement, listener: Listener) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qconvert.numerics import Range
+from qconvert.targets import MOVES
 
 Kind = Literal["heavy", "light", "same", "bridge", "relu", "float"]
 
@@ -59,6 +60,26 @@ def weight_axis(op_type: str, rank: int, attributes: Mapping[str, Any]) -> int:
 
 _UNIT, _SIGNED_UNIT = Range(0.0, 1.0), Range(-1.0, 1.0)
 
+_BRIDGES = (
+    "HardSwish",
+    "Gelu",
+    "Elu",
+    "Selu",
+    "Celu",
+    "Mish",
+    "Softplus",
+    "Softsign",
+    "ThresholdedRelu",
+    "PRelu",
+    "BatchNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "ReduceMean",
+    "ReduceMax",
+    "GlobalMaxPool",
+    "Swish",
+)
+
 OP_RULES: dict[str, OpRule] = {
     rule.op_type: rule
     for rule in (
@@ -73,24 +94,12 @@ OP_RULES: dict[str, OpRule] = {
         OpRule("AveragePool", "light"),
         OpRule("LeakyRelu", "light"),
         OpRule("Sigmoid", "light", output_range=_UNIT),
-        *(
-            OpRule(name, "same")
-            for name in (
-                "MaxPool Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Gather GatherElements Pad Resize Upsample "
-                "DepthToSpace SpaceToDepth Expand Tile Identity"
-            ).split()
-        ),
+        *(OpRule(name, "same") for name in MOVES),
         OpRule("Relu", "relu"),
         OpRule("Clip", "relu"),
         OpRule("HardSigmoid", "bridge", output_range=_UNIT),
         OpRule("Tanh", "bridge", output_range=_SIGNED_UNIT),
         OpRule("Softmax", "float", output_range=_UNIT),
-        *(
-            OpRule(name, "bridge")
-            for name in (
-                "HardSwish Gelu Elu Selu Celu Mish Softplus Softsign ThresholdedRelu PRelu BatchNormalization InstanceNormalization "
-                "GroupNormalization ReduceMean ReduceMax GlobalMaxPool Swish"
-            ).split()
-        ),
+        *(OpRule(name, "bridge") for name in _BRIDGES),
     )
 }

@@ -1,7 +1,7 @@
 """What a runtime accepts and where it wants its Q/DQ pairs, as data.
 
-Sources: onnxruntime 1.24-1.31 CPU kernels and QDQ fusions as measured on real models; NVIDIA TensorRT developer guide, "Q/DQ Layer-Placement
-Recommendations".
+Sources: onnxruntime 1.24-1.31 CPU kernels and QDQ fusions as measured on real models; NVIDIA TensorRT developer guide,
+"Q/DQ Layer-Placement Recommendations".
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class Target:
     Attributes:
         name: The name in policies and on the command line.
         title: One line for people.
-        integer_ops: Operator types that run in integer kernels when surrounded by Q/DQ pairs; others stay float.
+        integer_ops: Operator types that run in integer kernels between Q/DQ pairs; others stay float.
         activations: Names of the dtypes allowed for activations, the default first.
         weights: Names of the dtypes allowed for weights, the default first.
         symmetric_activations: Every zero point must be 0.
         per_channel: Operator types whose weights may have one scale per output channel.
-        outputs: Whether an integer kernel needs its output quantized too (``required``), or takes Q/DQ on inputs alone (``free``).
+        outputs: Whether an integer kernel needs its output quantized too (``required``) or its inputs alone (``free``).
         float_output_ops: Where outputs are required, the operator types that can nevertheless write float.
         absorb: Remove a Relu or Clip that the quantized range of its input makes redundant.
         bias: ``int32`` with scale ``s_x * s_w``, or ``float``.
-        residual: Quantize ``both`` inputs of a residual Add, or the ``skip`` branch alone, so that the other fuses into its Conv.
+        residual: Quantize ``both`` inputs of a residual Add or only the ``skip`` branch: the other fuses with its Conv.
         shared_scale_ops: Operator types whose inputs must all share one scale.
-        cast_low_bits: Whether weights below 8 bits need a Cast to 8 bits before they are dequantized, to reach integer kernels.
+        cast_low_bits: Whether weights below 8 bits need a Cast to 8 bits before DequantizeLinear to reach int kernels.
     """
 
     name: str
@@ -53,11 +53,30 @@ class Target:
     cast_low_bits: bool = False
 
 
-_MOVES = frozenset(
-    "MaxPool Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Gather GatherElements Pad Resize Upsample DepthToSpace SpaceToDepth "
-    "Expand Tile Identity".split()
+MOVES = (
+    "MaxPool",
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "Split",
+    "Gather",
+    "GatherElements",
+    "Pad",
+    "Resize",
+    "Upsample",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "Expand",
+    "Tile",
+    "Identity",
 )
-_ORT = frozenset("Conv Gemm MatMul Add Mul Concat GlobalAveragePool AveragePool Sigmoid LeakyRelu".split()) | _MOVES
+"""Operators whose result holds values of their first operand and 0, or means of them."""
+
+_POOLS = ("GlobalAveragePool", "AveragePool")
+_ORT = frozenset({"Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", *_POOLS, *MOVES})
 
 TARGETS: dict[str, Target] = {
     target.name: target
@@ -73,7 +92,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "tensorrt",
             "NVIDIA TensorRT (explicit quantization): symmetric int8, zero points 0, float bias, fusions left open",
-            frozenset("Conv ConvTranspose Gemm MatMul Add Concat GlobalAveragePool AveragePool".split()) | _MOVES,
+            frozenset({*HEAVY, "Add", "Concat", *_POOLS, *MOVES}),
             ("int8",),
             ("int8", "int4"),
             symmetric_activations=True,

@@ -205,19 +205,19 @@ def test_parameters_reach_the_fields() -> None:
 def test_an_unknown_name_is_refused_with_the_choices() -> None:
     with pytest.raises(CalibrationError, match="unknown calibrator 'percentil'") as caught:
         make_calibrator("percentil")
-    assert caught.value.hint == "Did you mean percentile? Choices: minmax, average, percentile, entropy, mse."
+    assert caught.value.hint == "did you mean percentile? choices: minmax, average, percentile, entropy, mse"
     with pytest.raises(CalibrationError) as caught:
         make_calibrator("xyzzy")
-    assert caught.value.hint == "Choices: minmax, average, percentile, entropy, mse."
+    assert caught.value.hint == "choices: minmax, average, percentile, entropy, mse"
 
 
 def test_an_unknown_field_is_refused_with_the_choices() -> None:
     with pytest.raises(CalibrationError, match="mse: unknown field 'step'") as caught:
         make_calibrator("mse", step=3)
-    assert caught.value.hint == "Did you mean steps? Choices: power, steps."
+    assert caught.value.hint == "did you mean steps? choices: power, steps"
     with pytest.raises(CalibrationError, match="minmax: unknown field 'bins'") as caught:
         make_calibrator("minmax", bins=3)
-    assert caught.value.hint == "It has no fields."
+    assert caught.value.hint == "it has no fields"
 
 
 @pytest.mark.parametrize(

@@ -535,7 +535,7 @@ def refused(policy: Policy, matched: set[int], **known: Collection[str]) -> Poli
 def test_a_rule_that_matches_nothing_is_refused(match: str, message: str, hint: str) -> None:
     policy = loads(f"rules:\n- match: {{names: ['*']}}\n- match: {{{match}}}")
     error = refused(policy, {0}, **KNOWN)
-    assert str(error) == f"rules[1] (policy.yaml:3): {message}"
+    assert str(error) == f"policy.yaml:3: rules[1]: {message}"
     assert error.hint.startswith(hint) or hint in error.hint
     assert refused(policy, {0}).hint == ("" if "position" not in match else error.hint)
     unmatched(policy, {0, 1}, **KNOWN)
@@ -543,7 +543,7 @@ def test_a_rule_that_matches_nothing_is_refused(match: str, message: str, hint: 
 
 def test_several_idle_rules_are_counted() -> None:
     policy = loads("rules:\n- match: {names: [a]}\n- match: {names: [b]}\n- match: {names: [c]}")
-    assert str(refused(policy, {1})) == "rules[0] (policy.yaml:2): names ['a'] match no operator (and 1 more)"
+    assert str(refused(policy, {1})) == "policy.yaml:2: rules[0]: names ['a'] match no operator (and 1 more)"
 
 
 def test_a_rule_behind_another_has_matched_all_the_same() -> None:

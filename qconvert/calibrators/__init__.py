@@ -49,6 +49,6 @@ def make_calibrator(name: str, /, **parameters: object) -> Calibrator:
 def _choices(name: object, known: list[str]) -> str:
     """The hint for a name that is not known: the closest one, and all of them."""
     if not known:
-        return "It has no fields."
+        return "it has no fields"
     close = difflib.get_close_matches(str(name), known, n=1)
-    return f"{f'Did you mean {close[0]}? ' if close else ''}Choices: {', '.join(known)}."
+    return f"{f'did you mean {close[0]}? ' if close else ''}choices: {', '.join(known)}"

@@ -75,10 +75,10 @@ def _require_finite(stats: TensorStats) -> None:
         kinds = {"NaN": stats.nan, "-Inf": stats.negative_inf, "+Inf": stats.positive_inf}
         seen = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
         message = f"expected finite values, got {seen}"
-        raise CalibrationError(message, hint="The float model overflows on these samples; check their preprocessing.")
+        raise CalibrationError(message, hint="the float model makes them on these samples; check their preprocessing")
     if stats.count == 0:
         message = "no value was seen"
-        raise CalibrationError(message, hint="Calibrate with samples that reach this tensor.")
+        raise CalibrationError(message, hint="calibrate with samples that reach this tensor")
 
 
 def _check(name: str, key: str, value: object, kind: type, limits: Mapping[str, float]) -> None:
@@ -89,7 +89,7 @@ def _check(name: str, key: str, value: object, kind: type, limits: Mapping[str, 
             return
     wanted = " and ".join(f"{LIMITS[word]} {limit}" for word, limit in limits.items())
     message = f"{name}: {key}: expected {'a whole number' if kind is int else 'a number'} {wanted}, got {value!r}"
-    raise CalibrationError(message, hint=f"Leave {key} out to take its default.")
+    raise CalibrationError(message, hint=f"leave {key} out to take its default")
 
 
 def used(counts: Counts) -> int:

@@ -14,6 +14,9 @@ from qconvert.errors import QConvertError
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Typer's base of all wrong command lines; where it lives depends on the version of Typer."""
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
 app = typer.Typer(
     name="qconvert",
     help="Quantize ONNX models and prove that they still work.",
@@ -58,18 +61,37 @@ def _run(arguments: Sequence[str]) -> int:
             raise
         return _fail(str(error), error.hint, 2)
     except _UsageError as error:
-        return _fail(_usage(error), f"see 'qconvert {' '.join(_command(arguments))} --help'".replace("  ", " "), 2)
+        message = _usage(error)  # empty where there was no command: then the help has been shown
+        return _fail(message, f"see '{' '.join(('qconvert', *_command(arguments), '--help'))}'", 2) if message else 2
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing was written", "", 130)
-    except BrokenPipeError:
-        return 0
+        return _interruption()
+    except OSError as error:  # every path that is given is checked where it is used; this is what no check foresees
+        if "--debug" in arguments:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}", "check the rights on that file and the space on its disk", 2)
     except MemoryError:
         return _fail("out of memory", "use fewer samples at once: --threads 1", 2)
     except Exception as error:
         if "--debug" in arguments:
             raise
+        if _interrupted(error):
+            return _interruption()
         return _fail(f"a bug in qconvert: {type(error).__name__}: {error}", "please report it with the output of the same command and --debug", 3)
+    if code == INTERRUPTED:  # Typer returns it after Ctrl-C, without a word
+        return _interruption()
     return code if isinstance(code, int) else 0
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: libraries in C turn it into others while they are being loaded."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _interruption() -> int:
+    return _fail("interrupted, no half-written file is left", "", INTERRUPTED)
 
 
 def _usage(error: Exception) -> str:
@@ -78,12 +100,15 @@ def _usage(error: Exception) -> str:
 
 
 def _command(arguments: Sequence[str]) -> list[str]:
-    words = []
-    for word in arguments:
-        if word.startswith("-") or len(words) == (2 if words[:1] == ["policy"] else 1):
+    """The words at the start that are commands."""
+    found: list[str] = []
+    commands = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
+    for word in arguments[:2]:
+        if word not in commands:
             break
-        words.append(word)
-    return words
+        found.append(word)
+        commands = {command.name for command in policy.app.registered_commands} if word == "policy" else set()
+    return found
 
 
 def _fail(message: str, hint: str, code: int) -> int:

@@ -62,7 +62,7 @@ def command(
             raise CalibrationError("--data and --calibration exclude each other", hint="give one of them")
         if model is None:
             raise CalibrationError("--data needs MODEL", hint="qconvert quantize MODEL --data SAMPLES")
-        check_writable(output or default_output(model, wanted.target), force=force)
+        check_writable(output or default_output(model, wanted.target), force=force, keep=model)
         found = pipeline.calibrate(
             model,
             data,

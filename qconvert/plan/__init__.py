@@ -51,10 +51,10 @@ def make_plan(model: ir.Model, policy: Policy, stats: Mapping[str, TensorStats])
     placement, table, target = make_placement(model, policy)
     if not placement.integer:
         raise nothing_to_quantize(placement)
-    planner = ActivationPlanner.over(model, placement, table, target, stats, CALIBRATORS[DEFAULT_CALIBRATOR]())
+    planner = ActivationPlanner(model, placement, table, target, stats, CALIBRATORS[DEFAULT_CALIBRATOR]())
     activations = planner.entries()
     inputs = {site: entry.params for entry in activations for site in entry.sites}
-    weights = weight_entries(list(placement.integer.values()), table, target, inputs)
+    weights = weight_entries(placement, table, target, inputs)
     return Plan(
         target.name,
         (*activations, *planner.constants(), *weights),

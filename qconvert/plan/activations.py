@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +13,7 @@ from qconvert.calibrators import Calibrator
 from qconvert.errors import CalibrationError, PlanError
 from qconvert.graph import Operator, constant, operand, operators
 from qconvert.histogram import TensorStats
-from qconvert.numerics import QUANT_TYPES, QuantParams, Range, params_from_range
+from qconvert.numerics import QUANT_TYPES, QuantParams, Range, params_from_range, quantize
 from qconvert.plan.placement import Placement, clamp_bounds
 from qconvert.plan.settings import SettingsTable
 from qconvert.plan.types import Absorbed, Entry, Site
@@ -31,41 +32,29 @@ class ActivationPlanner:
     target: Target
     stats: Mapping[str, TensorStats]
     default: Calibrator
-    producers: Mapping[str, Operator] = field(default_factory=dict)
-    outputs: frozenset[str] = frozenset()
 
-    @classmethod
-    def over(
-        cls,
-        model: ir.Model,
-        placement: Placement,
-        settings: SettingsTable,
-        target: Target,
-        stats: Mapping[str, TensorStats],
-        default: Calibrator,
-    ) -> ActivationPlanner:
-        """The planner for one graph."""
-        producers = {value.name or "": op for op in operators(model) for value in op.node.outputs}
-        outputs = frozenset(value.name or "" for value in model.graph.outputs)
-        return cls(model, placement, settings, target, stats, default, producers, outputs)
+    @cached_property
+    def producers(self) -> Mapping[str, Operator]:
+        """The operator behind every value."""
+        return {value.name or "": op for op in operators(self.model) for value in op.node.outputs}
+
+    @cached_property
+    def outputs(self) -> frozenset[str]:
+        """Names of the graph's outputs."""
+        return frozenset(value.name or "" for value in self.model.graph.outputs)
 
     def entries(self) -> list[Entry]:
         """Entries of all values that carry a Q/DQ pair, in topological order."""
         groups: dict[str, list[str]] = {}
         for name in self.placement.values:
-            groups.setdefault(self._root(name), []).append(name)
-        found = {entry.tensor: entry for root, members in groups.items() for entry in self._group(root, members)}
+            groups.setdefault(self.placement.root(name), []).append(name)
+        found = {entry.tensor: entry for members in groups.values() for entry in self._group(members)}
         return [found[name] for name in self.placement.values]
 
-    def _root(self, name: str) -> str:
-        while name in self.placement.ties:
-            name = self.placement.ties[name]
-        return name
-
-    def _group(self, root: str, members: Sequence[str]) -> list[Entry]:
+    def _group(self, members: Sequence[str]) -> list[Entry]:
         """Operators that only move values add nothing to the range of their group."""
-        sources = [name for name in members if not self._is_moved(name)] or [root]
-        settings = self._settings(next(name for name in members if name in self.placement.values))
+        sources = [name for name in members if not self._is_moved(name)] or members[:1]
+        settings = self._settings(members[0])
         scheme, dtype = settings.activations, QUANT_TYPES[settings.activations.dtype or ""]
         ranges = [self._range(name, scheme) for name in sources]
         union = ranges[0][0]
@@ -88,7 +77,7 @@ class ActivationPlanner:
 
     def _is_moved(self, name: str) -> bool:
         op = self.producers.get(name)
-        return op is not None and name in self.placement.ties and OP_RULES[op.op_type].kind == "same"
+        return op is not None and op.name in self.placement.integer and OP_RULES[op.op_type].kind == "same"
 
     def _settings(self, name: str) -> Settings:
         """Of the integer operator that makes the value, else of the first one that reads it."""
@@ -128,12 +117,12 @@ class ActivationPlanner:
         return stats
 
     def absorbed(self, entries: Sequence[Entry]) -> list[Absorbed]:
-        """The clamps whose bounds contain the whole grid of their output: saturation does their work."""
+        """The clamps that change nothing before their output's quantization: saturation does their work."""
         found = []
         for entry in entries:
             clamp = self.placement.clamps.get(entry.tensor)
             bounds = clamp_bounds(clamp.node) if clamp is not None else None
-            if clamp is not None and bounds is not None and self.target.absorb and _within(entry.params, *bounds):
+            if clamp is not None and bounds is not None and self.target.absorb and _saturates(entry.params, *bounds):
                 found.append(Absorbed(clamp.name, clamp.op_type, entry.tensor))
         return found
 
@@ -146,12 +135,22 @@ class ActivationPlanner:
         settings = self.settings[self.placement.integer[sites[0].operator]]
         scheme = settings.activations
         if array is None or not np.isfinite(array).all():
-            raise PlanError(f"constant '{name}' holds NaN or Inf", hint=f"--exclude {sites[0].operator} leaves its operator float")
-        params = params_from_range(array.min(), array.max(), QUANT_TYPES[scheme.dtype or ""], symmetric=bool(scheme.symmetric))
+            raise PlanError(
+                f"constant '{name}' holds NaN or Inf", hint=f"--exclude {sites[0].operator} leaves its operator float"
+            )
+        params = params_from_range(
+            array.min(), array.max(), QUANT_TYPES[scheme.dtype or ""], symmetric=bool(scheme.symmetric)
+        )
         return Entry(name, "constant", params, sites, "minmax", f"constant operand; {settings.reason}")
 
 
-def _within(params: QuantParams, low: float, high: float) -> bool:
-    """Whether the grid stays within the bounds, but for the rounding of its scale."""
-    slack = 1e-6 * float(params.high - params.low)
-    return float(params.low) >= low - slack and float(params.high) <= high + slack
+def _saturates(params: QuantParams, low: float, high: float) -> bool:
+    """Whether ``quantize(clip(x)) == quantize(x)`` for every x: both bounds fall on an end of the grid, ties included.
+
+    QuantizeLinear knows no narrow range, so the lowest level counts even where the grid leaves it out.
+    """
+    whole = replace(params, narrow_range=False)
+    tie = 1e-3 * float(whole.scale)
+    ends = np.array([max(low - tie, float(whole.low)), min(high + tie, float(whole.high))], np.float32)
+    bottom, top = quantize(ends, whole)
+    return bool(bottom == whole.qmin and top == whole.qmax)

@@ -1,7 +1,7 @@
-"""Which operators become integer and which values carry a Q/DQ pair: a pure function of graph, settings and target, without statistics.
+"""Which operators become integer and which values carry a Q/DQ pair: a pure function of graph, settings and target.
 
-Light operators are quantized only on paths from one heavy operator to another: elsewhere a Q/DQ pair costs accuracy and saves nothing, and
-box decoding, normalization layers and what only they read stay float.
+Light operators are quantized only on paths from one heavy operator to another: elsewhere a Q/DQ pair costs accuracy and
+saves nothing, and box decoding, normalization layers and what only they read stay float.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from qconvert.graph import STANDARD_DOMAINS, Operator, attributes, constant, is_constant, operand, operators
-from qconvert.plan.types import FloatOp, Site
+from qconvert.graph import STANDARD_DOMAINS, Operator, attributes, constant, is_constant, operand, operators, shape_of
 from qconvert.plan.settings import SettingsTable
+from qconvert.plan.types import FloatOp, Site
 from qconvert.rules import OP_RULES, OpRule
 from qconvert.targets import HEAVY, Target
 
@@ -27,8 +27,10 @@ class Placement:
         floats: Operators on float tensors that do not.
         values: Values that carry a Q/DQ pair, by name, in topological order: where the dequantized value is read.
         constants: Constant operands of light operators, likewise.
-        ties: Values that must share their parameters: ``ties[output] = input`` of an operator that only moves values, or the first
-            operand of one whose operands share a scale.
+        ties: Values that must share their parameters, as a forest: ``ties[a] = b`` for the output and the input of an
+            operator that only moves values, and for the operands of one whose operands share a scale.
+        biases: The Add and its operand that is the constant bias of a MatMul, by the name of the MatMul, where onnxruntime
+            makes a Gemm of the two: its integer kernel takes an int32 bias.
         clamps: Relu or Clip operators that may vanish into the range of their output: ``clamps[output] = operator``.
         why: For each value, the reason for its Q/DQ pair.
     """
@@ -38,11 +40,21 @@ class Placement:
     values: dict[str, tuple[Site, ...]] = field(default_factory=dict)
     constants: dict[str, tuple[Site, ...]] = field(default_factory=dict)
     ties: dict[str, str] = field(default_factory=dict)
+    biases: dict[str, tuple[Operator, int]] = field(default_factory=dict)
     clamps: dict[str, Operator] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
 
+    def root(self, name: str) -> str:
+        """The representative of all values that share their parameters with ``name``."""
+        while name in self.ties:
+            name = self.ties[name]
+        return name
 
-
+    def tie(self, name: str, other: str) -> None:
+        """Makes two values, and all that are tied to either, share their parameters."""
+        root, above = self.root(name), self.root(other)
+        if root != above:
+            self.ties[root] = above
 
 
 def place(model: ir.Model, settings: SettingsTable, target: Target) -> Placement:
@@ -51,14 +63,23 @@ def place(model: ir.Model, settings: SettingsTable, target: Target) -> Placement
 
 
 def candidate_values(model: ir.Model, settings: SettingsTable) -> tuple[str, ...]:
-    """Every value that some target could quantize, fused clamps counted as one with their producer; not of operators left float."""
+    """Every value that some target could quantize, a fused clamp as one with its producer; not of float operators."""
+    by_node = {op.node: op for op in operators(model)}
     wanted: dict[str, None] = {}
     for op in operators(model):
         rule = OP_RULES.get(op.op_type)
-        if rule is None or rule.kind == "float" or op.subgraph or settings[op].float or not is_float(op.node.outputs[0]):
+        if (
+            rule is None
+            or rule.kind == "float"
+            or op.subgraph
+            or settings[op].float
+            or not is_float(op.node.outputs[0])
+        ):
             continue
         for value in (*activation_values(op, rule), *op.node.outputs):
-            if value.name and is_float(value) and not is_constant(value) and fused_clamp(value) is None:
+            clamp = fused_clamp(value)
+            fused = clamp is not None and not settings[by_node[clamp]].float
+            if value.name and is_float(value) and not is_constant(value) and not fused:
                 wanted[value.name] = None
     return tuple(wanted)
 
@@ -81,7 +102,7 @@ def fused_clamp(value: ir.Value) -> ir.Node | None:
     rule = OP_RULES.get(producer.op_type) if producer is not None and producer.domain in STANDARD_DOMAINS else None
     if rule is None or rule.kind not in {"heavy", "light"} or value.is_graph_output():
         return None
-    uses = value.uses()
+    uses = tuple(value.uses())
     if len(uses) != 1 or uses[0].idx != 0:
         return None
     reader = uses[0].node
@@ -128,6 +149,7 @@ class _Placer:
             elif self._touches_float(op):
                 reason = self.why_float.get(op.name) or self._pruned_reason(op)
                 self.out.floats.append(FloatOp(op.name, op.op_type, reason))
+                self._bias_of(op)
         self._sort_values()
         return self.out
 
@@ -143,22 +165,16 @@ class _Placer:
                 self.between.add(op.node)
 
     def _refusal(self, op: Operator) -> str:
-        rule = OP_RULES.get(op.op_type)
         if op.subgraph:
             return f"inside {op.subgraph}: values in a subgraph cannot be observed from outside"
-        settings = self.settings[op]
-        if settings.float:
-            return settings.reason
+        if self.settings[op].float:
+            return self.settings[op].reason
+        rule = OP_RULES.get(op.op_type)
         if rule is None or rule.kind == "float":
             return f"no integer kernel for {op.op_type}"
         if rule.kind in {"heavy", "light", "same"} and op.op_type not in self.target.integer_ops:
             return f"{self.target.name} has no integer kernel for {op.op_type}"
-        values = [value for value in activation_values(op, rule) if value.name]
-        if not values or not all(is_float(value) for value in values):
-            return "not float32"
-        if any(is_dequantized(value) for value in values):
-            return "already quantized in the model"
-        return _shape_refusal(op)
+        return _operand_refusal(activation_values(op, rule)) or _shape_refusal(op)
 
     def _prune(self) -> None:
         """Takes candidates away until each lies between integer operators."""
@@ -202,14 +218,27 @@ class _Placer:
 
     def _is_bias_add(self, node: ir.Node) -> bool:
         """An Add of a constant row to a MatMul: the MatMul's bias, which its kernel adds in float."""
+        return self._bias_add(node) is not None
+
+    def _bias_add(self, node: ir.Node) -> tuple[ir.Node, int] | None:
+        """The MatMul and the operand that is its bias."""
         if node.op_type != "Add":
-            return False
+            return None
         for data, row in ((0, 1), (1, 0)):
             value, bias = operand(node, data), operand(node, row)
             producer = value.producer() if value is not None else None
-            if producer is not None and producer in self.heavy and producer.op_type == "MatMul" and bias is not None and is_constant(bias):
-                return bias.shape is not None and len(bias.shape) <= 1
-        return False
+            if producer in self.heavy and producer.op_type == "MatMul" and bias is not None and is_constant(bias):
+                return (producer, row) if bias.shape is not None and len(bias.shape) <= 1 else None
+        return None
+
+    def _bias_of(self, add: Operator) -> None:
+        found = self._bias_add(add.node)
+        if found is None or add.subgraph or self.settings[add].float:
+            return
+        matmul, row = found
+        shape = shape_of(matmul.outputs[0])
+        if shape is not None and (len(shape) == 2 or all(isinstance(size, int) for size in shape)):
+            self.out.biases[self.by_node[matmul].name] = (add, row)
 
     def _is_integer(self, node: ir.Node) -> bool:
         if node in self.heavy:
@@ -219,7 +248,7 @@ class _Placer:
     def _touches_float(self, op: Operator) -> bool:
         if op.name in self.out.clamps or op.node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             return False
-        return any(is_float(value) for value in op.node.outputs)
+        return any(value.dtype in _FLOATS for value in op.node.outputs)
 
     def _pruned_reason(self, op: Operator) -> str:
         if op.node in self.between:
@@ -243,12 +272,13 @@ class _Placer:
             else:
                 self._add(self.out.values, value, op, f"input of {op.op_type} {op.name}")
         if rule.kind == "same":
-            source = operand(op.node, 0)
+            source = (self._quantized_operands(op, rule)[0].name) or ""
             for value in op.node.outputs:
-                self._add_output(value, op, f"same scale as {source.name}")  # type: ignore[union-attr]
-                self.out.ties[value.name or ""] = source.name or ""  # type: ignore[union-attr]
-        elif self.target.outputs == "required" and (op.op_type not in self.target.float_output_ops or self._wants_output(op.node)):
-            self._add_output(op.node.outputs[0], op, f"output of {op.op_type} {op.name}")
+                if value.name and is_float(value):
+                    self._add_output(value, f"same scale as {source}")
+                    self.out.tie(value.name, source)
+        elif self._needs_output(op):
+            self._add_output(op.node.outputs[0], f"output of {op.op_type} {op.name}")
         if op.op_type in self.target.shared_scale_ops:
             self._tie_operands(op)
 
@@ -263,51 +293,70 @@ class _Placer:
     def _fuses_into(value: ir.Value) -> bool:
         """Whether the only reader of a heavy operator is this Add, so that TensorRT computes both in one kernel."""
         producer = value.producer()
-        return producer is not None and producer.op_type in HEAVY and len(value.uses()) == 1 and not value.is_graph_output()
+        return (
+            producer is not None
+            and producer.op_type in HEAVY
+            and len(value.uses()) == 1
+            and not value.is_graph_output()
+        )
 
     def _tie_operands(self, op: Operator) -> None:
         first, *others = [value.name or "" for value in op.node.inputs if value is not None and not is_constant(value)]
-        output = op.node.outputs[0].name or ""
-        self.out.ties.update(dict.fromkeys(others, first))
-        if output in self.out.values:
-            self.out.ties[output] = first
+        for name in (*others, op.node.outputs[0].name or ""):
+            self.out.tie(name, first)
+
+    def _needs_output(self, op: Operator) -> bool:
+        if self.target.outputs == "free":
+            return False
+        return op.op_type not in self.target.float_output_ops or self._wants_output(op.node)
 
     def _wants_output(self, node: ir.Node) -> bool:
-        """Whether a clamp fused behind a Gemm or MatMul is quantized for its reader, so the kernel may write integers."""
-        clamp = fused_clamp(node.outputs[0])
+        """Whether only integer operators read a Gemm or MatMul, past its clamp: then its kernel may write integers."""
+        clamp = self._clamp_of(node.outputs[0])
         value = clamp.outputs[0] if clamp is not None else node.outputs[0]
-        uses = value.uses()
-        return bool(uses) and not value.is_graph_output() and all(self._reads_integer(use.node, use.idx) for use in uses)
+        if value.is_graph_output() or not value.uses():
+            return False
+        return all(self._reads_integer(use.node, use.idx) for use in value.uses())
+
+    def _clamp_of(self, value: ir.Value) -> ir.Node | None:
+        clamp = fused_clamp(value)
+        return None if clamp is None or self.settings[self.by_node[clamp]].float else clamp
 
     def _reads_integer(self, node: ir.Node, position: int) -> bool:
         return self._is_integer(node) and self._is_activation(node, position)
 
-    def _add_output(self, value: ir.Value, op: Operator, why: str) -> None:
-        clamp = fused_clamp(value)
-        if clamp is not None and not self.settings[self.by_node[clamp]].float:
+    def _add_output(self, value: ir.Value, why: str) -> None:
+        clamp = self._clamp_of(value)
+        if clamp is not None:
             value = clamp.outputs[0]
-            self.out.clamps[value.name or ""] = self.by_node[clamp]
             why = f"{why} with its {clamp.op_type}"
-        sites = tuple(Site(self.by_node[use.node].name, use.idx) for use in self._ordered(value))
-        outputs = tuple(Site("", index) for index, out in enumerate(self.model.graph.outputs) if out is value)
-        if op.node in self.between and OP_RULES[op.op_type].kind == "same" and self.target.outputs == "free":
-            sites, outputs = tuple(site for site in sites if self._integer_site(site)), ()
-        self.out.values[value.name or ""] = (*sites, *outputs)
+        sites = [Site(self.by_node[node].name, idx) for node, idx in self._readers(value)]
+        sites += [Site("", index) for index, output in enumerate(self.model.graph.outputs) if output is value]
+        if self.target.outputs == "free":
+            sites = [site for site in sites if self._integer_site(site)]
+        if not sites:
+            return
+        self.out.values[value.name or ""] = tuple(sites)
         self.out.why[value.name or ""] = why
+        if clamp is not None:
+            self.out.clamps[value.name or ""] = self.by_node[clamp]
 
     def _integer_site(self, site: Site) -> bool:
-        return self._reads_integer(self.by_name[site.operator].node, site.operand)
+        return bool(site.operator) and self._reads_integer(self.by_name[site.operator].node, site.operand)
 
     def _add(self, table: dict[str, tuple[Site, ...]], value: ir.Value, op: Operator, why: str) -> None:
         name = value.name or ""
-        if name in table and (fused := self.out.why.get(name, "")).startswith(("output of", "same scale")):
+        if name in table and self.out.why.get(name, "").startswith(("output of", "same scale")):
             return
-        sites = tuple(Site(op.name, use.idx) for use in self._ordered(value) if use.node is op.node and self._is_activation(op.node, use.idx))
+        readers = [idx for node, idx in self._readers(value) if node is op.node and self._is_activation(node, idx)]
+        sites = tuple(Site(op.name, idx) for idx in readers)
         table[name] = (*table.get(name, ()), *(site for site in sites if site not in table.get(name, ())))
         self.out.why.setdefault(name, why)
 
-    def _ordered(self, value: ir.Value) -> list[ir.Usage]:
-        return sorted(value.uses(), key=lambda use: (self.order.get(use.node, -1), use.idx))
+    def _readers(self, value: ir.Value) -> list[tuple[ir.Node, int]]:
+        """Who reads a value at which operand, in topological order; QuantizeLinear of the model's own is left alone."""
+        uses = [(use.node, use.idx) for use in value.uses() if use.node.op_type != "QuantizeLinear"]
+        return sorted(uses, key=lambda use: (self.order[use[0]], use[1]))
 
     def _sort_values(self) -> None:
         """Into topological order of the producers, inputs first."""
@@ -316,17 +365,30 @@ class _Placer:
         self.out.values = dict(sorted(self.out.values.items(), key=lambda item: rank.get(item[0], -1)))
 
 
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
+
+
 def is_dequantized(value: ir.Value) -> bool:
     """Whether a value comes out of a DequantizeLinear that the model brought along."""
     producer = value.producer()
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
+def _operand_refusal(values: list[ir.Value]) -> str:
+    if not values or not all(is_float(value) for value in values):
+        return "not float32"
+    if any(is_dequantized(value) for value in values):
+        return "already quantized in the model"
+    return ""
+
+
 def _shape_refusal(op: Operator) -> str:
     """Attributes that no integer kernel takes."""
     found = attributes(op.node)
-    if op.op_type == "Gemm" and operand(op.node, 2) is not None and found.get("beta", 1.0) != 1.0:
-        return f"Gemm with beta = {found['beta']:g}: no integer kernel scales its bias"
+    if op.op_type == "Gemm" and operand(op.node, 2) is not None:
+        factor = next((key for key in ("alpha", "beta") if found.get(key, 1.0) != 1.0), "")
+        if factor:
+            return f"Gemm with a bias and {factor} = {found[factor]:g}: no integer kernel computes that"
     if op.op_type == "Pad":
         fill = constant(operand(op.node, 2))
         if operand(op.node, 2) is not None and (fill is None or fill.reshape(-1)[0] != 0):

@@ -1,4 +1,4 @@
-"""The settings of every operator, complete: what the policy leaves open is the target's default, and what the target refuses is an error."""
+"""The settings of every operator, complete: what the policy leaves open is the target's, what that refuses an error."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from qconvert.errors import TargetError
 from qconvert.graph import Operator
 from qconvert.numerics import QUANT_TYPES
 from qconvert.policy import Policy, Scheme, Settings, resolve, unmatched
+from qconvert.policy.fields import Position
 from qconvert.targets import HEAVY, Target
 
 
@@ -33,10 +34,9 @@ def settings_table(policy: Policy, ops: Sequence[Operator], target: Target) -> S
     rows: dict[str, Settings] = {}
     matched: set[int] = set()
     for op in ops:
-        position = frozenset(
-            word for word, name in (("first", heavy[:1]), ("last", heavy[-1:])) if [op.name] == name
-        )
-        found = resolve(policy, op_type=op.op_type, names=op.names, subgraph=op.subgraph, position=position)  # type: ignore[arg-type]
+        ends: dict[Position, list[str]] = {"first": heavy[:1], "last": heavy[-1:]}
+        position = frozenset(word for word, name in ends.items() if name == [op.name])
+        found = resolve(policy, op_type=op.op_type, names=op.names, subgraph=op.subgraph, position=position)
         matched.update(found.matched)
         rows[op.name] = _complete(found, target)
     names = {name for op in ops for name in op.names}
@@ -45,9 +45,9 @@ def settings_table(policy: Policy, ops: Sequence[Operator], target: Target) -> S
 
 
 def _complete(found: Settings, target: Target) -> Settings:
-    weights = found.weights.over(Scheme(dtype=target.weights[0], symmetric=True, scheme="per-channel"))  # type: ignore[arg-type]
+    weights = found.weights.over(Scheme(dtype=target.weights[0], symmetric=True, scheme="per-channel"))
     activations = found.activations.over(
-        Scheme(dtype=target.activations[0], symmetric=target.symmetric_activations, scheme="per-tensor")  # type: ignore[arg-type]
+        Scheme(dtype=target.activations[0], symmetric=target.symmetric_activations, scheme="per-tensor")
     )
     if weights.narrow_range is None:
         weights = Scheme(narrow_range=weights.symmetric and QUANT_TYPES[weights.dtype or ""].signed).over(weights)
@@ -57,7 +57,10 @@ def _complete(found: Settings, target: Target) -> Settings:
 
 
 def _check(weights: Scheme, activations: Scheme, bias: str, target: Target, reason: str) -> None:
-    for what, scheme, allowed in (("weights", weights, target.weights), ("activations", activations, target.activations)):
+    for what, scheme, allowed in (
+        ("weights", weights, target.weights),
+        ("activations", activations, target.activations),
+    ):
         if scheme.dtype not in allowed:
             raise TargetError(
                 f"{reason}: {what}.dtype: target {target.name} takes {', '.join(allowed)}, not {scheme.dtype}",
@@ -65,11 +68,13 @@ def _check(weights: Scheme, activations: Scheme, bias: str, target: Target, reas
             )
     if target.symmetric_activations and not activations.symmetric:
         raise TargetError(
-            f"{reason}: activations.symmetric: target {target.name} takes symmetric activations only", hint="leave 'symmetric' out"
+            f"{reason}: activations.symmetric: target {target.name} takes symmetric activations only",
+            hint="leave 'symmetric' out",
         )
     if activations.scheme == "per-channel":
         raise TargetError(
-            f"{reason}: activations.scheme: no runtime takes per-channel activations", hint="use per-tensor for activations"
+            f"{reason}: activations.scheme: no runtime takes per-channel activations",
+            hint="use per-tensor for activations",
         )
     if bias == "int32" and target.bias == "float":
         raise TargetError(f"{reason}: bias: target {target.name} takes float biases only", hint="leave 'bias' out")

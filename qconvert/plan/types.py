@@ -1,4 +1,4 @@
-"""A Plan is a value: it can be printed, compared and stored, and two plans that differ in one entry *are* the experiment on that entry."""
+"""A Plan is a value: printed, compared, stored; two plans that differ in one entry are the experiment on that entry."""
 
 from __future__ import annotations
 

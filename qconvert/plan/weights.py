@@ -13,6 +13,7 @@ from qconvert.errors import PlanError
 from qconvert.graph import Operator, attributes, constant, operand
 from qconvert.histogram import TensorStats
 from qconvert.numerics import INT32, QUANT_TYPES, QuantParams, bias_params, params_from_range
+from qconvert.plan.placement import Placement
 from qconvert.plan.settings import SettingsTable
 from qconvert.plan.types import Entry, Site
 from qconvert.policy import Scheme
@@ -21,6 +22,27 @@ from qconvert.targets import Target
 
 Float32 = npt.NDArray[np.float32]
 
+_TINY = float(np.finfo(np.float32).tiny)
+"""The least scale of a bias: below it, ``s_x * s_w`` is denormal or 0."""
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """What decides the grid of a weight; operators that agree in it share one."""
+
+    name: str
+    axis: int | None
+    scheme: Scheme
+
+
+@dataclass(frozen=True)
+class _Bias:
+    """A bias that becomes int32."""
+
+    name: str
+    array: Float32
+    site: Site
+
 
 @dataclass(frozen=True)
 class _Use:
@@ -28,18 +50,17 @@ class _Use:
 
     op: Operator
     position: int
-    axis: int | None
     reason: str
-    bias: Float32 | None
+    bias: _Bias | None
 
 
 def weight_entries(
-    ops: Sequence[Operator], settings: SettingsTable, target: Target, inputs: Mapping[Site, QuantParams]
+    placement: Placement, settings: SettingsTable, target: Target, inputs: Mapping[Site, QuantParams]
 ) -> list[Entry]:
-    """Entries of constant weights, one for all operators that share one, and of their int32 biases, one for each operator.
+    """Entries of constant weights, one for all operators that share one, and of int32 biases, one for each operator.
 
     Args:
-        ops: The integer operators.
+        placement: The integer operators, and where their biases are.
         settings: Settings of every operator.
         target: Decides where weights may be per channel.
         inputs: The grids of the activations that the operators read, for the scales of the biases.
@@ -48,50 +69,74 @@ def weight_entries(
         PlanError: If a weight holds NaN or Inf.
     """
     arrays: dict[str, npt.NDArray[np.generic]] = {}
-    groups: dict[tuple[str, int | None, Scheme], list[_Use]] = {}
-    for op in ops:
+    groups: dict[_Weight, list[_Use]] = {}
+    for op in placement.integer.values():
         rule = OP_RULES[op.op_type]
         value = operand(op.node, rule.weight) if rule.weight is not None else None
         array = constant(value)
         if value is None or array is None or rule.weight is None:
             continue
         if not np.isfinite(array).all():
-            raise PlanError(f"weight '{value.name}' holds NaN or Inf", hint=f"--exclude {op.name} leaves its operator float")
+            hint = f"--exclude {op.name} leaves its operator float"
+            raise PlanError(f"weight '{value.name}' holds NaN or Inf", hint=hint)
         own = settings[op]
-        axis = _channel_axis(op, array.ndim, own.weights, target)
         arrays[value.name or ""] = array
-        bias = constant(operand(op.node, rule.bias)) if rule.bias is not None and own.bias == "int32" else None
-        groups.setdefault((value.name or "", axis, own.weights), []).append(_Use(op, rule.weight, axis, own.reason, bias))
+        bias = _find_bias(op, placement) if own.bias == "int32" else None
+        axis = _channel_axis(op, array, bias, own.weights, target)
+        if bias is not None and op.op_type == "MatMul" and axis is not None and bias.array.size != array.shape[axis]:
+            bias = None
+        weight = _Weight(value.name or "", axis, own.weights)
+        groups.setdefault(weight, []).append(_Use(op, rule.weight, own.reason, bias))
     entries: list[Entry] = []
-    for (name, axis, scheme), uses in groups.items():
-        entries += _group(name, np.asarray(arrays[name]), axis, scheme, uses, inputs)
+    for weight, uses in groups.items():
+        entries += _group(weight, np.asarray(arrays[weight.name], np.float32), uses, inputs)
     return entries
 
 
-def _channel_axis(op: Operator, rank: int, scheme: Scheme, target: Target) -> int | None:
-    """The axis of per-channel scales; None where the scheme, the target or the shape (a batched MatMul) rules them out."""
-    if scheme.scheme != "per-channel" or op.op_type not in target.per_channel or (op.op_type == "MatMul" and rank != 2):
+def _find_bias(op: Operator, placement: Placement) -> _Bias | None:
+    """The constant bias of an operator, its own or the one that the Add behind a MatMul adds."""
+    owner, position = placement.biases.get(op.name, (op, OP_RULES[op.op_type].bias))
+    value = operand(owner.node, position) if position is not None else None
+    array = constant(value)
+    if value is None or array is None or position is None:
         return None
-    return weight_axis(op.op_type, rank, attributes(op.node))
+    return _Bias(value.name or "", np.asarray(array, np.float32), Site(owner.name, position))
 
 
-def _group(
-    name: str, array: npt.NDArray[np.generic], axis: int | None, scheme: Scheme, uses: Sequence[_Use], inputs: Mapping[Site, QuantParams]
-) -> list[Entry]:
-    params = weight_params(array.astype(np.float32), axis, scheme)
+def _channel_axis(
+    op: Operator, array: npt.NDArray[np.generic], bias: _Bias | None, scheme: Scheme, target: Target
+) -> int | None:
+    """The axis of per-channel scales; None where the scheme, the target or a shape rules them out.
+
+    A batched MatMul takes one scale, and so does a Gemm whose bias is not one number a column.
+    """
+    if scheme.scheme != "per-channel" or op.op_type not in target.per_channel:
+        return None
+    if op.op_type == "MatMul" and array.ndim != 2:
+        return None
+    axis = weight_axis(op.op_type, array.ndim, attributes(op.node))
+    if op.op_type == "Gemm" and bias is not None and bias.array.size != array.shape[axis]:
+        return None
+    return axis
+
+
+def _group(weight: _Weight, array: Float32, uses: Sequence[_Use], inputs: Mapping[Site, QuantParams]) -> list[Entry]:
+    scheme, axis = weight.scheme, weight.axis
+    params = weight_params(array, axis, scheme)
     for use in uses:
         data = inputs.get(Site(use.op.name, 0))
         if use.bias is not None and data is not None:
-            params = _room_for_bias(params, data, use.bias)
+            params = _room_for_bias(params, float(data.scale), use.bias.array)
     method = type(scheme.calibrator).__name__.lower() if scheme.calibrator else "minmax"
     granularity = "per tensor" if axis is None else f"per channel of axis {axis}"
     readers = ", ".join(use.op.name for use in uses)
     sites = tuple(Site(use.op.name, use.position) for use in uses)
-    entries = [Entry(name, "weight", params, sites, method, f"weight of {readers}, {granularity}; {uses[0].reason}")]
+    reason = f"weight of {readers}, {granularity}; {uses[0].reason}"
+    entries = [Entry(weight.name, "weight", params, sites, method, reason)]
     for use in uses:
         data = inputs.get(Site(use.op.name, 0))
         if use.bias is not None and data is not None:
-            entries.append(_bias(use, params, data))
+            entries.append(_bias(use, use.bias, bias_params(data, params)))
     return entries
 
 
@@ -117,31 +162,28 @@ def weight_params(array: Float32, axis: int | None, scheme: Scheme) -> QuantPara
 
 def _calibrated(rows: Float32, calibrator: Calibrator, scheme: Scheme) -> tuple[Float32, Float32]:
     dtype = QUANT_TYPES[scheme.dtype or ""]
-    ranges = [
-        calibrator(TensorStats.of(row), dtype, symmetric=bool(scheme.symmetric), narrow_range=bool(scheme.narrow_range)) for row in rows
-    ]
-    return np.float32([found.low for found in ranges]), np.float32([found.high for found in ranges])
+    symmetric, narrow = bool(scheme.symmetric), bool(scheme.narrow_range)
+    ranges = [calibrator(TensorStats.of(row), dtype, symmetric=symmetric, narrow_range=narrow) for row in rows]
+    ends = np.array([(found.low, found.high) for found in ranges], np.float32)
+    return ends[:, 0], ends[:, 1]
 
 
-def _room_for_bias(params: QuantParams, data: QuantParams, bias: Float32) -> QuantParams:
-    """Enlarges the scales of channels whose bias would overflow int32 at ``s_x * s_w`` (channels with weights near 0)."""
-    needed = np.abs(bias.reshape(-1)).astype(np.float64) / (float(data.scale) * (INT32.qmax - 1))
+def _room_for_bias(params: QuantParams, input_scale: float, bias: Float32) -> QuantParams:
+    """Enlarges the scales of channels with weights near 0, where ``s_x * s_w`` is too small for an int32 bias.
+
+    Half of the int32 levels are left to the products that are added to it. The bias of a grouped ConvTranspose has a
+    number for each channel of each group, its weight a scale for each channel.
+    """
+    least = np.abs(bias.reshape(-1, params.scale.size if params.scale.ndim else 1)).max(0, initial=0.0)
     if params.scale.ndim == 0:
-        needed = np.asarray(needed.max(initial=0.0))
-    elif needed.size != params.scale.size:
-        return params
-    return replace(params, scale=np.maximum(params.scale, needed.astype(np.float32).reshape(params.scale.shape)))
+        least = least.max(initial=0.0)
+    least = np.maximum(least.astype(np.float64) / (INT32.qmax // 2), _TINY) / input_scale
+    return replace(params, scale=np.maximum(params.scale, least.astype(np.float32).reshape(params.scale.shape)))
 
 
-def _bias(use: _Use, params: QuantParams, data: QuantParams) -> Entry:
-    rule = OP_RULES[use.op.op_type]
-    value = operand(use.op.node, rule.bias or 0)
-    name = (value.name if value is not None else "") or ""
+def _bias(use: _Use, bias: _Bias, grid: QuantParams) -> Entry:
+    if grid.axis is not None:  # a grouped ConvTranspose repeats its scales for each group
+        scale = np.resize(grid.scale, bias.array.size)
+        grid = replace(grid, scale=scale, zero_point=np.zeros(scale.shape, np.int32), axis=bias.array.ndim - 1)
     reason = f"bias of {use.op.name}: scale of its input times scale of its weight; {use.reason}"
-    grid = bias_params(data, params)
-    bias = use.bias if use.bias is not None else np.zeros(0, np.float32)
-    if grid.axis is not None and bias.size != grid.scale.size:
-        grid = replace(grid, scale=np.resize(grid.scale, bias.size), zero_point=np.zeros(bias.size, np.int32))
-    if grid.axis is not None:
-        grid = replace(grid, axis=bias.ndim - 1)
-    return Entry(name, "bias", grid, (Site(use.op.name, rule.bias or 0),), "input scale x weight scale", reason)
+    return Entry(bias.name, "bias", grid, (bias.site,), "input scale x weight scale", reason)

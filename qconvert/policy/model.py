@@ -47,6 +47,10 @@ class Place:
     def __str__(self) -> str:
         return f"{self.label} ({self.file}:{self.line})" if self.line else self.label
 
+    def of(self, fault: str) -> str:
+        """What is wrong there, as an error says it: ``policy.yaml:7: rules[2]: ...``."""
+        return f"{f'{self.file}:{self.line}: ' if self.line else ''}{self.label}: {fault}"
+
 
 class _Block(BaseModel):
     """A mapping of the file: frozen, no unknown keys; a key without a value counts as left out."""

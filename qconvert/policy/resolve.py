@@ -113,7 +113,7 @@ def unmatched(
         return
     more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
     raise PolicyError(
-        f"{idle[0].place}: {idle[0].match} match no operator{more}",
+        idle[0].place.of(f"{idle[0].match} match no operator{more}"),
         hint=_closest(idle[0], names=names, op_types=op_types, subgraphs=subgraphs),
     )
 

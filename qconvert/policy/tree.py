@@ -42,7 +42,7 @@ def parse(text: str, name: str) -> object:
 def _syntax(error: MarkedYAMLError, name: str) -> PolicyError:
     problem, mark = str(error.problem or error.context), error.problem_mark or error.context_mark
     place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-    hint = ""
+    hint = "check brackets, quotes and indentation up to there"
     if problem.startswith("but "):
         problem = f"{error.context}, {problem}"
     elif "duplicate key" in problem:

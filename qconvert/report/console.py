@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from qconvert.evaluate import Accuracy, Evaluation, Fidelity, Latency
-from qconvert.kernel_census import Kernel
-from qconvert.machine import Machine
 from qconvert.metrics import EXACT_DB
-from qconvert.pipeline import Inspection, Proof, Quantized
-from qconvert.plan import FloatOp
-from qconvert.session import Port
-from qconvert.targets import Target
+
+if TYPE_CHECKING:
+    from qconvert.evaluate import Evaluation, Fidelity, Latency
+    from qconvert.graph import Port
+    from qconvert.kernel_census import Kernel
+    from qconvert.machine import Machine
+    from qconvert.pipeline import Inspection, Proof, Quantized
+    from qconvert.plan import FloatOp, Plan
+    from qconvert.targets import Target
 
 LOW_DB = 10.0
 """Below this SQNR a quantized model rarely does its work."""
@@ -28,17 +33,47 @@ APART_DB = 3.0
 LISTED = 12
 """Rows of a list before the rest is counted."""
 
+WIDTH = 80
+"""Columns of running text where the output is not a terminal."""
 
-def _table(*columns: str, numbers: Sequence[int] = (), title: str = "") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+
+def _table(*columns: str, numbers: Sequence[int] = (), title: str = "", header: bool = True) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        show_edge=False,
+        show_header=header,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
     for index, column in enumerate(columns):
         right = index in numbers
         table.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
     return table
 
 
-def _show(*parts: RenderableType) -> None:
-    Console(highlight=False).print(Group(*parts))
+def _facts(*rows: tuple[str, str]) -> Table:
+    """Names and values, two columns without a head; texts are shown as they are."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(escape(name), escape(value))
+    return table
+
+
+def _show(*parts: RenderableType, console: Console | None = None) -> None:
+    """Prints the parts with a blank line between them and no blanks at the ends of lines."""
+    console = console or Console(highlight=False)
+    with console.capture() as captured:
+        for index, part in enumerate(parts):
+            if index:
+                console.print()
+            console.print(part, soft_wrap=isinstance(part, Text))
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    console.file.write("\n".join(lines) + "\n")
 
 
 def size(count: int) -> str:
@@ -63,23 +98,27 @@ def quantized(result: Quantized, console: Console) -> None:
     """The summary of quantize."""
     plan, proof = result.plan, result.proof
     methods = Counter(entry.method for entry in plan.of("activation") if entry.method != "same scale")
-    table = _table("", "")
-    table.show_header = False
-    table.add_row("model", escape(str(result.model)))
-    table.add_row("target", plan.target)
-    table.add_row("operators", f"{len(plan.integer)} on integers, {len(plan.floats)} in float, {len(plan.absorbed)} clamps absorbed")
-    table.add_row(
-        "tensors",
-        f"{len(plan.of('activation'))} activations, {len(plan.of('weight'))} weights, {len(plan.of('bias'))} biases",
+    counts = {role: len(plan.of(role)) for role in ("activation", "weight", "bias")}
+    facts = _facts(
+        ("target", plan.target),
+        ("operators", f"{len(plan.integer)} on integers, {len(plan.floats)} in float, {_many(len(plan.absorbed), 'clamp')} absorbed"),
+        ("tensors", ", ".join(_many(count, role) for role, count in counts.items())),
+        ("ranges", ", ".join(f"{name} {count}" for name, count in methods.most_common())),
+        ("size", f"{size(result.size_before)} -> {size(result.size_after)} ({_percent(result.size_after, result.size_before)})"),
+        ("heavy kernels", _kernel_line(proof.kernels)),
+        *((f"SQNR {one.output}", f"{decibels(one.sqnr_db)} on {_many(one.samples, 'calibration sample')}") for one in proof.fidelity),
     )
-    table.add_row("ranges", ", ".join(f"{name} {count}" for name, count in methods.most_common()))
-    table.add_row("size", f"{size(result.size_before)} -> {size(result.size_after)} ({100 * result.size_after / result.size_before:.0f} %)")
-    table.add_row("heavy kernels", _kernel_line(proof.kernels))
-    for one in proof.fidelity:
-        table.add_row(f"SQNR {escape(one.output)}", f"{decibels(one.sqnr_db)} on {one.samples} calibration samples")
-    console.print(table)
-    if plan.floats:
-        console.print(_float_table(plan.floats))
+    _show(facts, *([_float_table(plan.floats)] if plan.floats else []), console=console)
+
+
+def _many(count: int, one: str) -> str:
+    """``1 bias``, ``18 biases``."""
+    ending = "" if count == 1 else "es" if one.endswith("s") else "s"
+    return f"{count} {one}{ending}"
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %"
 
 
 def warn_proof(proof: Proof, warn: Callable[[str], None]) -> None:
@@ -103,7 +142,7 @@ def _kernel_line(kernels: Sequence[Kernel]) -> str:
 
 
 def _float_table(floats: Sequence[FloatOp]) -> Table:
-    groups = Counter((op.op_type, op.reason) for op in floats)
+    groups = Counter((op.op_type, _shared(op.reason)) for op in floats)
     table = _table("stay float", "count", "reason", numbers=(1,))
     for (op_type, reason), count in groups.most_common(LISTED):
         table.add_row(op_type, str(count), escape(reason))
@@ -124,14 +163,14 @@ def evaluation(result: Evaluation) -> None:
         table.add_row(f"top-1 ({before.accuracy.items} labels)", *_points(before.accuracy.top1, after.accuracy.top1))
         if before.accuracy.top5 is not None and after.accuracy.top5 is not None:
             table.add_row(f"top-5 ({before.accuracy.items} labels)", *_points(before.accuracy.top5, after.accuracy.top5))
-    table.add_row("size", size(before.size_bytes), size(after.size_bytes), f"{100 * after.size_bytes / before.size_bytes:.0f} %")
+    table.add_row("size", size(before.size_bytes), size(after.size_bytes), _percent(after.size_bytes, before.size_bytes))
     if before.latency and after.latency:
         ratio = after.latency.median_ms / before.latency.median_ms
         label = f"latency ({before.latency.threads} threads, median of {before.latency.runs})"
         table.add_row(label, _milliseconds(before.latency), _milliseconds(after.latency), f"{ratio:.2f}x")
     heavy = [(sum(k.integer for k in side.kernels), len(side.kernels)) for side in (before, after)]
     table.add_row("heavy operators in integer kernels", *(f"{integer} of {total}" for integer, total in heavy), "")
-    names = f"reference {escape(str(before.path))}\ncandidate {escape(str(after.path))}, {result.samples} samples"
+    names = _facts(("reference", str(before.path)), ("candidate", str(after.path)), ("samples", str(result.samples)))
     _show(names, table, _fidelity_table(result.fidelity), *_float_kernels(after.kernels))
 
 
@@ -163,34 +202,26 @@ def _float_kernels(kernels: Sequence[Kernel]) -> list[RenderableType]:
     return [table]
 
 
-def accuracy(value: Accuracy) -> str:
-    """One line: ``top-1 84.33 % of 300``."""
-    return f"top-1 {value.top1:.2f} % of {value.items}"
-
-
 # inspect
 
 
 def inspection(result: Inspection) -> None:
-    """The tables of inspect."""
-    head = _table("", "")
-    head.show_header = False
-    head.add_row("file", f"{escape(str(result.path))}, {size(result.size_bytes)}, opset {result.opset}")
-    for title, ports in (("input", result.inputs), ("output", result.outputs)):
-        for port in ports:
-            head.add_row(title, escape(_port(port)))
-    for dtype, count, total in result.weights:
-        head.add_row("weights", f"{count} {dtype} tensors, {size(total)}")
-    for note in result.notes:
-        head.add_row("preparation", escape(note))
+    """What is in the file, then every decision of the plan with its reason, one line each."""
+    facts = [("file", f"{result.path}, {size(result.size_bytes)}, opset {result.opset}")]
+    facts += [(title, _port(port)) for title, ports in (("input", result.inputs), ("output", result.outputs)) for port in ports]
+    facts += [("weights", f"{_many(count, f'{dtype} tensor')}, {size(total)}") for dtype, count, total in result.weights]
+    facts += [("preparation", note) for note in result.notes]
     counts = _table("operator", "count", "on integers", numbers=(1, 2), title="operators in the file")
     integer = Counter(op.op_type for op in result.placement.integer.values())
     for op_type, count in result.operators:
         counts.add_row(op_type, str(count), str(integer.get(op_type, 0) or "-"))
-    parts: list[RenderableType] = [head, counts, _integer_table(result)]
+    console = Console(highlight=False)
+    parts: list[RenderableType] = [_facts(*facts), counts, _reasons(result, console)]
+    if result.plan is not None:
+        parts.append(_ranges(result.plan, console))
     if result.placement.floats:
-        parts.append(_all_floats(result.placement.floats))
-    _show(*parts)
+        parts.append(_floats(result.placement.floats, console))
+    _show(*parts, console=console)
 
 
 def _port(port: Port) -> str:
@@ -198,28 +229,65 @@ def _port(port: Port) -> str:
     return f"{port.name} {port.dtype.name if port.dtype is not None else 'not a tensor'} [{dims}]"
 
 
-def _integer_table(result: Inspection) -> Table:
-    """Every tensor of the plan with its reason; ranges where statistics were given."""
+def _reasons(result: Inspection, console: Console) -> Text:
+    """The tensors of the plan; without statistics those that are known before."""
     placement = result.placement
+    rows = [(name, placement.why.get(name, "constant operand")) for name in (*placement.values, *placement.constants)]
     if result.plan is not None:
-        table = _table("tensor", "type", "low", "high", "method", "reason", numbers=(2, 3), title=f"plan for {result.target.name}")
-        for entry in result.plan.entries:
-            low, high = float(entry.params.low.min()), float(entry.params.high.max())
-            table.add_row(escape(entry.tensor), entry.params.dtype.name, f"{low:.4g}", f"{high:.4g}", entry.method, escape(entry.reason))
-        return table
-    table = _table("value", "reason", title=f"values with a Q/DQ pair for {result.target.name}")
-    for name in placement.values:
-        table.add_row(escape(name), escape(placement.why[name]))
-    for name in placement.constants:
-        table.add_row(escape(name), escape(placement.why.get(name, "constant operand")))
-    return table
+        rows = [(entry.tensor, entry.reason) for entry in result.plan.entries]
+    room = console.width if console.is_terminal else None
+    left = max((len(name) for name, _ in rows), default=0)
+    if room is not None:
+        left = min(left, room * 2 // 5)
+    lines = [f"{_cut(name, left):<{left}}  {_cut(reason, room and room - left - 2)}" for name, reason in rows]
+    return _titled(f"{_many(len(rows), 'tensor')} on integers for {result.target.name}, and why", lines)
 
 
-def _all_floats(floats: Sequence[FloatOp]) -> Table:
-    table = _table("stays float", "operator", "reason")
+def _ranges(plan: Plan, console: Console) -> Text:
+    """The grid of every tensor."""
+    fixed = "{:<6} {:>10} {:>10}  {:<18}"
+    room = console.width - len(fixed.format(*"    ")) - 2 if console.is_terminal else None
+    left = min(max(len(entry.tensor) for entry in plan.entries), room or 1000)
+    lines = [f"{'':<{left}}  {fixed.format('type', 'low', 'high', 'range from')}"]
+    for entry in plan.entries:
+        low, high = float(entry.params.low.min()), float(entry.params.high.max())
+        shown = fixed.format(entry.params.dtype.name, f"{low:.4g}", f"{high:.4g}", entry.method)
+        lines.append(f"{_cut(entry.tensor, left):<{left}}  {shown}")
+    return _titled("ranges", lines)
+
+
+def _floats(floats: Sequence[FloatOp], console: Console) -> Text:
+    """The operators that stay float, below the reason that they share; names are whole, to be used in a policy."""
+    groups: dict[str, dict[str, list[str]]] = {}
     for op in floats:
-        table.add_row(escape(op.operator), op.op_type, escape(op.reason))
-    return table
+        groups.setdefault(_shared(op.reason), {}).setdefault(op.op_type, []).append(op.operator)
+    wrapped = textwrap.TextWrapper(
+        console.width if console.is_terminal else WIDTH, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False
+    )
+    lines = []
+    for reason, kinds in sorted(groups.items(), key=lambda item: -sum(map(len, item[1].values()))):
+        lines.append(f"  {reason}")
+        for op_type, names in kinds.items():
+            lines += wrapped.wrap(f"    {len(names)} {op_type}: {', '.join(names)}")
+    return _titled(f"{_many(len(floats), 'operator')} in float, and why", lines)
+
+
+def _shared(reason: str) -> str:
+    """The reason without the path of one subgraph, so that all subgraphs stand together; --json has the paths."""
+    inside, colon, why = reason.partition(": ")
+    return f"inside subgraphs: {why}" if colon and inside.startswith("inside ") else reason
+
+
+def _titled(title: str, lines: Sequence[str]) -> Text:
+    return Text.assemble((f"{title}\n", "bold"), "\n".join(lines))
+
+
+def _cut(text: str, room: int | None) -> str:
+    """A text that is too long loses its middle; both ends tell names apart."""
+    if room is None or len(text) <= room:
+        return text
+    head = (room - 2) // 3
+    return f"{text[:head]}..{text[len(text) - (room - 2 - head) :]}"
 
 
 # targets and doctor
@@ -227,20 +295,19 @@ def _all_floats(floats: Sequence[FloatOp]) -> Table:
 
 def targets(found: Sequence[Target]) -> None:
     """What each target takes."""
-    table = _table("target", "activations", "weights", "what it is")
+    rows: list[tuple[str, str]] = []
     for target in found:
         symmetric = ", symmetric" if target.symmetric_activations else ""
-        table.add_row(target.name, ", ".join(target.activations) + symmetric, ", ".join(target.weights), target.title)
-    _show(table)
+        limits = f"activations {', '.join(target.activations)}{symmetric}\nweights {', '.join(target.weights)}"
+        rows += [(target.name, f"{target.title}\n{limits}"), ("", "")]
+    _show(_facts(*rows))
 
 
 def machine(found: Machine) -> None:
     """What this machine has."""
-    table = _table("", "")
-    table.show_header = False
-    for name, version in found.versions:
-        table.add_row(name, version)
-    table.add_row("cpu", f"{found.cpus} x {found.architecture}: {', '.join(found.instructions) or 'instructions unknown'}")
-    for name, available in found.providers:
-        table.add_row(f"provider {name}", "available" if available else "missing")
-    _show(table, *(f"- {text}" for text in found.meaning))
+    facts = _facts(
+        *found.versions,
+        ("cpu", f"{found.cpus} x {found.architecture}: {', '.join(found.instructions) or 'instructions unknown'}"),
+        *((f"provider {name}", "available" if available else "missing") for name, available in found.providers),
+    )
+    _show(facts, _facts(*(("-", text) for text in found.meaning)))

@@ -8,14 +8,16 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qconvert.evaluate import Evaluation, Side
 from qconvert.numerics import QuantParams
-from qconvert.pipeline import Inspection, Proof, Quantized
-from qconvert.plan import Plan
+
+if TYPE_CHECKING:
+    from qconvert.evaluate import Evaluation, Side
+    from qconvert.pipeline import Inspection, Proof, Quantized
+    from qconvert.plan import Plan
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401, PLR0911 - any value of the library in, any JSON value out

@@ -1,6 +1,6 @@
-"""The QDQ format: float operators between QuantizeLinear/DequantizeLinear pairs, which runtimes fuse into integer kernels.
+"""The QDQ format: float operators between QuantizeLinear/DequantizeLinear pairs, which runtimes fuse into kernels.
 
-A pair is inserted per value, after its producer in the graph that owns it; then readers are moved to the dequantized value.
+A pair is inserted per value, after its producer in the graph that owns it; then readers move to the dequantized value.
 """
 
 from __future__ import annotations
@@ -122,17 +122,23 @@ class _Writer:
 
     def _grid(self, name: str, params: QuantParams, dtype: QuantType | None = None) -> tuple[ir.Value, ir.Value]:
         scale = add_constant(self.graph, f"{name}_scale", params.scale)
-        zero = add_constant(self.graph, f"{name}_zero_point", params.zero_point.astype(_STORAGE[(dtype or params.dtype).name]))
+        zero = add_constant(
+            self.graph, f"{name}_zero_point", params.zero_point.astype(_STORAGE[(dtype or params.dtype).name])
+        )
         return scale, zero
 
     def _node(self, name: str) -> ir.Node:
         if name not in self.nodes:
-            raise PlanError(f"the plan names operator '{name}', which the graph does not have", hint="make the plan again")
+            raise PlanError(
+                f"the plan names operator '{name}', which the graph does not have", hint="make the plan again"
+            )
         return self.nodes[name]
 
     def _value(self, name: str) -> ir.Value:
         if name not in self.values:
-            raise PlanError(f"the plan names tensor '{name}', which the graph does not have", hint="make the plan again")
+            raise PlanError(
+                f"the plan names tensor '{name}', which the graph does not have", hint="make the plan again"
+            )
         return self.values[name]
 
 

@@ -65,7 +65,7 @@ def _read(found: Found, inputs: Sequence[InputSpec], preprocess: Preprocess | No
         return open_images(found, inputs, preprocess=preprocess, classes=classes)
     if preprocess is not None:
         raise DataError(
-            f"{found.root}: preprocessing is for images, these are {found.kind}",
+            f"preprocessing is for images, the samples are {found.kind}",
             hint="leave out --preprocess: arrays are fed as they are",
         )
     if found.kind == "arrays":

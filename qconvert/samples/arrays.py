@@ -97,7 +97,7 @@ def open_arrays(found: Found, inputs: Sequence[InputSpec]) -> Source:
     tables = [_table(b, held.get(b.name, {}), inputs, batch, notes) for b in bundles]
     place = tuple((t, row) for t, table in enumerate(tables) for row in range(table.count))
     if not place:
-        raise DataError(f"{tables[0].name}: no samples, the first axis is empty")
+        raise DataError(f"{tables[0].name}: no samples, the first axis is empty", hint="save one row a sample")
     names = tuple(f"{tables[t].name}[{row}]" if tables[t].count > 1 else tables[t].name for t, row in place)
     reader = ArrayReader(tuple(tables), place, names)
     sizes = tuple(bundles[t].size for t, _ in place)

@@ -1,0 +1,114 @@
+"""``make bench``: costs as ratios to plain onnxruntime inference of the same samples, interleaved in one run, medians and spread.
+
+Every measurement is a process of its own, so that peak memory is its own too. Writes RESULTS.md beside this file.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+
+from qconvert import __version__
+from qconvert.cli.demo import sample_models
+from qconvert.machine import examine
+
+HERE = Path(__file__).parent
+SHARED = HERE.parents[2] / "shared" / "bench"
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model with samples to calibrate on."""
+
+    name: str
+    model: Path
+    data: Path
+    preprocess: str
+
+
+def works() -> list[Work]:
+    """The sample models, and MobileNetV2 where the shared models are there."""
+    samples = sample_models()
+    digits = samples / "digits" / "calibration"
+    found = [Work(name, samples / name / "model.onnx", digits, "centered") for name in ("digits_cnn", "digits_vit")]
+    mobilenet = Work("mobilenetv2", SHARED / "models/mobilenetv2_tv.onnx", SHARED / "data/imagenet/calib", "imagenet")
+    return [*found, mobilenet] if mobilenet.model.is_file() else found
+
+
+def measure(kind: str, work: Work, folder: Path) -> dict[str, float]:
+    """One measurement in a process of its own: seconds, seconds without imports, peak MB, and what else it reports."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.job", kind, str(work.model), str(work.data)]
+    finished = subprocess.run([*command, work.preprocess, str(folder)], capture_output=True, text=True, check=False)
+    if finished.returncode:
+        sys.exit(f"{kind} on {work.name} failed:\n{finished.stderr}")
+    found: dict[str, float] = json.loads(finished.stdout.splitlines()[-1]) if finished.stdout else {}
+    return found
+
+
+def median(rows: Sequence[Mapping[str, float]], key: str) -> tuple[float, float]:
+    """Median and half the distance of the quartiles."""
+    values = sorted(row[key] for row in rows)
+    low, _, high = statistics.quantiles(values, n=4)
+    return statistics.median(values), (high - low) / 2
+
+
+def calibration_table(work: Work, folder: Path) -> list[str]:
+    """Wall time and memory of calibrate next to plain inference."""
+    kinds = ("plain", "calibrate")
+    rows: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for _ in range(REPEATS):
+        for kind in kinds:
+            rows[kind].append(measure(kind, work, folder))
+    base = median(rows["plain"], "seconds")[0]
+    lines = [f"### {work.name}: calibrate, {int(rows['plain'][0]['samples'])} samples", ""]
+    lines += ["| | seconds | ratio | with imports | peak memory |", "| --- | ---: | ---: | ---: | ---: |"]
+    for kind in kinds:
+        seconds, spread = median(rows[kind], "seconds")
+        whole, memory = median(rows[kind], "whole_seconds")[0], median(rows[kind], "peak_mb")[0]
+        lines.append(f"| {kind} | {seconds:.2f} ± {spread:.2f} | {seconds / base:.2f}x | {whole:.2f} s | {memory:.0f} MB |")
+    return [*lines, ""]
+
+
+def latency_table(work: Work, folder: Path) -> list[str]:
+    """Latency of the float model, ours, and onnxruntime.quantization's, interleaved."""
+    rows = [measure("latency", work, folder) for _ in range(REPEATS)]
+    names = [key for key in rows[0] if key.endswith("_ms")]
+    base = median(rows, "peer_ms")[0]
+    lines = [f"### {work.name}: latency, one thread, median of 100 interleaved runs, {REPEATS} times", ""]
+    lines += ["| | ms | ratio to onnxruntime.quantization |", "| --- | ---: | ---: |"]
+    for name in names:
+        value, spread = median(rows, name)
+        lines.append(f"| {name.removesuffix('_ms')} | {value:.3f} ± {spread:.3f} | {value / base:.3f}x |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Measures everything and writes the table."""
+    machine = examine()
+    lines = ["# Benchmark results", "", f"qconvert {__version__}, onnxruntime {ort.__version__}, Python {platform.python_version()}, "]
+    lines[-1] += f"{machine.cpus} CPUs ({', '.join(machine.instructions)}). Medians ± half the interquartile distance of {REPEATS} runs."
+    lines.append("")
+    with tempfile.TemporaryDirectory(prefix="qconvert-bench.") as name:
+        for work in works():
+            folder = Path(name) / work.name
+            folder.mkdir()
+            measure("samples", work, folder)
+            for table in (calibration_table, latency_table):
+                found = table(work, folder)
+                sys.stdout.write("\n".join(found) + "\n")
+                lines += found
+    (HERE / "RESULTS.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

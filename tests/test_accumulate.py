@@ -1,0 +1,160 @@
+"""The compiled accumulator is judged by the plain one."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from qconvert import kernels
+from qconvert.accumulate import Accumulator, scratch
+from qconvert.histogram import BINS, TensorStats
+
+Array = npt.NDArray[Any]
+
+SMALLEST, LARGEST = 2.0**-149, float(np.finfo(np.float32).max)
+EDGES = [0.0, -0.0, SMALLEST, -SMALLEST, 2.0**-113, 2.0**-112, 2.0**-101, 2.0**-100, 1.0, -1.0, 1e30, LARGEST, -LARGEST]
+
+numbers = st.one_of(st.sampled_from(EDGES), st.floats(width=32))
+arrays = hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6), elements=numbers)
+
+
+def check(parts: list[Array]) -> TensorStats:
+    """The accumulator's statistics, after they were found to be those of the reference, with clean scratch memory."""
+    accumulator, tables = Accumulator(), scratch()
+    for part in parts:
+        assert accumulator.add(part, tables) == bool(np.isfinite(part).all())
+        assert not tables.any()
+    stats = accumulator.stats()
+    assert stats == reduce(add, map(TensorStats.of, parts), TensorStats())
+    return stats
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(arrays, max_size=6))
+def test_equals_the_sum_of_the_parts(parts: list[Array]) -> None:
+    check(parts)
+
+
+@pytest.mark.parametrize("size", [1, 3, 2047, 2048, 2049, 4096, 6145, 50_000])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e30, 1e-30, 1e-38, 1e-43])
+def test_equals_the_sum_of_the_parts_in_every_loop_of_the_kernel(size: int, scale: float) -> None:
+    rng = np.random.default_rng(size)
+    parts = [(rng.standard_normal(size) * scale * 4.0**k).astype(np.float32) for k in range(3)]
+    parts.append(np.maximum(parts[0], 0))
+    parts.append(-parts[-1])
+    assert check(parts).count == 5 * size
+
+
+def test_values_on_the_edges_of_bins() -> None:
+    for exponent in (-99, -98, 0, 5, 127):
+        width = np.float32(math.ldexp(1.0, exponent - 12))
+        edges = np.arange(-4095, 4096, dtype=np.float32) * width
+        below, above = np.nextafter(edges, np.float32(-np.inf)), np.nextafter(edges, np.float32(np.inf))
+        check([edges, below, above])
+
+
+def test_non_finite_values_are_counted_and_left_out() -> None:
+    x = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    x[7], x[8], x[9], x[4999] = np.nan, -np.inf, np.inf, np.nan
+    stats = check([x, x[:5]])
+    assert (stats.nan, stats.negative_inf, stats.positive_inf, stats.count) == (2, 1, 1, 5001)
+    nothing = check([np.full((2, 3), np.nan, np.float32), np.array([np.inf, -np.inf], np.float32)])
+    assert (nothing.count, nothing.samples, nothing.low, nothing.high) == (0, 2, math.inf, -math.inf)
+
+
+def test_empty_tensors_count_as_samples() -> None:
+    stats = check([np.zeros((0, 4), np.float32), np.zeros((3, 0), np.float32)])
+    assert (stats.samples, stats.count) == (2, 0)
+    assert check([]) == TensorStats()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int64, np.uint8])
+def test_other_types_are_read_as_float32(dtype: npt.DTypeLike) -> None:
+    x = (np.random.default_rng(0).standard_normal((4, 700)) * 20 + 50).astype(dtype)
+    assert check([x]) == TensorStats.of(x.astype(np.float32))
+    if dtype is np.float16:
+        check([np.array([6e-8, -6e-8, 65504, np.inf, np.nan], np.float16)])
+
+
+def test_memory_layout_does_not_matter() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 60, 50)).astype(np.float32)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    padded = np.zeros((4, 60, 100), np.float32)
+    padded[:, :, ::2] = x
+    whole = TensorStats.of(x)
+    for view in (x.transpose(2, 0, 1), x[:, ::-1], np.asfortranarray(x), padded[:, :, ::2], frozen, x.astype(">f4")):
+        assert check([view]) == whole
+    assert check([np.float32(3) * np.ones((), np.float32)]).count == 1
+
+
+def test_the_accumulator_leaves_its_input_alone() -> None:
+    x = np.array([1, -2, np.nan, np.inf, -0.0] * 1000, np.float32)
+    before = x.tobytes()
+    check([x])
+    assert x.tobytes() == before
+
+
+def test_stats_are_a_value_that_later_samples_do_not_change() -> None:
+    accumulator, tables = Accumulator(), scratch()
+    accumulator.add(np.ones(10, np.float32), tables)
+    first = accumulator.stats()
+    accumulator.add(np.full(10, 64, np.float32), tables)
+    assert first == TensorStats.of(np.ones(10, np.float32))
+
+
+def test_threads_share_nothing() -> None:
+    rng = np.random.default_rng(0)
+    parts = [(rng.standard_normal(20_000) * 3.0 ** (k % 5)).astype(np.float32) for k in range(12)]
+
+    def shard(k: int) -> TensorStats:
+        accumulator, tables = Accumulator(), scratch()
+        for part in parts[k::4]:
+            accumulator.add(part, tables)
+        return accumulator.stats()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert reduce(add, pool.map(shard, range(4))) == check(parts)
+
+
+bit_patterns = hnp.arrays(np.int32, st.integers(0, 50), elements=st.integers(-(2**31), 2**31 - 1))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.one_of(bit_patterns, arrays.map(lambda x: np.ravel(x).view(np.int32))))
+def test_extremes_of_any_bits(bits: npt.NDArray[np.int32]) -> None:
+    """NaN of either sign included."""
+    x = bits.view(np.float32)
+    low, high, zeros = kernels.extremes(bits)
+    assert zeros == (x == 0).sum()
+    if x.size and np.isfinite(x).all():
+        assert (kernels.real(low), kernels.real(high)) == (x.min(), x.max())
+        assert math.copysign(1, kernels.real(low)) == math.copysign(1, float(x.min()) + 0.0)
+    elif x.size:
+        assert not (math.isfinite(kernels.real(low)) and math.isfinite(kernels.real(high)))
+
+
+def test_draining_adds_and_empties() -> None:
+    tables, counts = scratch(), np.arange(2 * BINS, dtype=np.int64)
+    tables[:] = np.random.default_rng(0).integers(0, 2**32, tables.shape)
+    expected = counts + tables.sum(0, dtype=np.int64)
+    kernels.drain(tables, counts)
+    np.testing.assert_array_equal(counts, expected)
+    assert not tables.any()
+
+
+def test_kernel_spreads_counts_over_all_tables() -> None:
+    tables = scratch()
+    kernels.fill(np.full(4096, -0.5, np.float32), np.float32(BINS), tables)
+    assert tables[:, BINS + BINS // 2].tolist() == [1024] * kernels.TABLES
+    assert tables.sum() == 4096
