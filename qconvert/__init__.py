@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qconvert.calibration import Calibration as Calibration
-    from qconvert.evaluate import Evaluation as Evaluation
+    from qconvert.comparison import Evaluation as Evaluation
     from qconvert.pipeline import calibrate as calibrate
     from qconvert.pipeline import evaluate as evaluate
     from qconvert.pipeline import inspect as inspect
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Calibration": "qconvert.calibration",
-    "Evaluation": "qconvert.evaluate",
+    "Evaluation": "qconvert.comparison",
     "Plan": "qconvert.plan",
     "calibrate": "qconvert.pipeline",
     "evaluate": "qconvert.pipeline",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +24,7 @@ from qconvert.graph import is_constant, operators
 from qconvert.histogram import TensorStats
 from qconvert.samples import Sample, SampleSet
 from qconvert.session import open_session
-from qconvert.workers import default_workers, release_memory
+from qconvert.workers import default_workers, release_memory, run_workers
 
 Progress = Callable[[int], None]
 """Called with the number of samples done or skipped, from any thread, one at a time."""
@@ -80,7 +79,7 @@ def capture(
         session = open_session(augmented, provider=provider, threads=1)
     release_memory()
     workers = min(threads or default_workers(), max(len(samples), 1))
-    _run_workers(workers, lambda: _work(state, session, names, fetched), state)
+    run_workers(workers, lambda: _work(state, session, names, fetched), state.stop)
     if state.done == 0:
         first = state.skipped[min(state.skipped)][1]
         raise DataError(
@@ -134,18 +133,6 @@ class _Pass:
     def _tell(self) -> None:
         if self.progress is not None:
             self.progress(self.done + len(self.skipped))
-
-
-def _run_workers(count: int, work: Callable[[], None], state: _Pass) -> None:
-    with ThreadPoolExecutor(count, thread_name_prefix="capture") as pool:
-        try:
-            running = {pool.submit(work) for _ in range(count)}
-            while running:  # wakes up now and then: Ctrl-C may reach another thread, and is raised only in this one
-                finished, running = wait(running, timeout=0.2, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
-        finally:
-            state.stop.set()
 
 
 def _work(state: _Pass, session: ort.InferenceSession, names: Sequence[str], fetched: Sequence[str]) -> None:

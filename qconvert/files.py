@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,18 +41,24 @@ def check_writable(path: Path, *, force: bool, keep: Path | None = None) -> None
 
 @contextmanager
 def atomic_output(path: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary file beside ``path`` that becomes it when the block ends well, and vanishes when it does not.
+    """A file in a temporary folder beside ``path`` that becomes it when the block ends well, and vanishes when not.
+
+    Files that the block writes beside it move along: a model's weights keep their name.
 
     Raises:
-        OutputError: If the file cannot be written: it exists, the folder is missing, no permission, disk full.
+        OutputError: If a file cannot be written: it exists, the folder is missing, no permission, disk full.
     """
     check_writable(path, force=force)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        yield temporary
-        temporary.replace(path)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            staged = sorted(
+                Path(folder).iterdir(), key=lambda file: file.name == path.name
+            )  # the file itself comes last
+            for file in staged:
+                check_writable(path.with_name(file.name), force=force)
+            for file in staged:
+                file.replace(path.with_name(file.name))
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"{path}: cannot be written: {reason}", hint="nothing was written") from error
-    finally:
-        temporary.unlink(missing_ok=True)

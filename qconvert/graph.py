@@ -150,17 +150,11 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def write_model(model: ir.Model, path: Path) -> None:
-    """Writes a model below 2 GB as one file.
-
-    Raises:
-        ModelError: If its weights do not fit one file.
-    """
-    size = weight_bytes(model)
-    if size > INLINE_LIMIT:
-        raise ModelError(
-            f"{path.name}: {size / 1e9:.1f} GB of weights do not fit one ONNX file", hint="quantize more of its weights"
-        )
-    path.write_bytes(serialize(model))
+    """Writes a model as one file; beyond 2 GB the weights go to ``NAME.data`` beside it."""
+    if weight_bytes(model) <= INLINE_LIMIT:
+        path.write_bytes(serialize(model))
+    else:
+        ir.save(model, path, external_data=f"{path.name}.data")
 
 
 def serialize(model: ir.Model) -> bytes:

@@ -44,7 +44,11 @@ def examine() -> Machine:
     instructions = tuple(flag for flag in _FLAGS if flag in flags)
     available = ort.get_available_providers()
     providers = tuple((name, long in available) for name, long in PROVIDERS.items())
-    versions = (("qconvert", __version__), ("python", platform.python_version()), *((name, version(name)) for name in _PACKAGES))
+    versions = (
+        ("qconvert", __version__),
+        ("python", platform.python_version()),
+        *((name, version(name)) for name in _PACKAGES),
+    )
     meaning = tuple(text for text in (_kernels(instructions), saturation_warning(), _providers(providers)) if text)
     return Machine(versions, platform.machine(), default_workers(), instructions, providers, meaning)
 
@@ -55,7 +59,9 @@ def cpu_flags() -> frozenset[str]:
     if not path.is_file():
         return frozenset()
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return frozenset(word for line in lines if line.startswith(("flags", "Features")) for word in line.partition(":")[2].split())
+    return frozenset(
+        word for line in lines if line.startswith(("flags", "Features")) for word in line.partition(":")[2].split()
+    )
 
 
 def saturation_warning() -> str:
@@ -76,4 +82,8 @@ def _kernels(instructions: tuple[str, ...]) -> str:
 
 def _providers(providers: tuple[tuple[str, bool], ...]) -> str:
     missing = [name for name, available in providers if not available]
-    return f"--provider {' and '.join(missing)}: not in this onnxruntime; 'pip install qconvert[gpu]' brings them" if missing else ""
+    return (
+        f"--provider {' and '.join(missing)}: not in this onnxruntime; 'pip install qconvert[gpu]' brings them"
+        if missing
+        else ""
+    )

@@ -17,7 +17,7 @@ from qconvert import __version__, calibration
 from qconvert.calibration import Calibration
 from qconvert.capture import capture
 from qconvert.errors import CalibrationError, CorruptSampleError, DataError, ModelError
-from qconvert.evaluate import Evaluation, Fidelity, compare_models, compare_outputs, file_size
+from qconvert.comparison import Evaluation, Fidelity, compare_models, compare_outputs, file_size
 from qconvert.files import atomic_output, check_writable
 from qconvert.graph import Port, file_hash, load_model, operators, opset, ports, write_model
 from qconvert.kernel_census import Kernel, census

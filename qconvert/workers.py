@@ -23,13 +23,14 @@ def release_memory() -> None:
 
 
 def run_workers(count: int, work: Callable[[], None], stop: Event) -> None:
-    """Runs ``work`` in ``count`` threads at once and raises the first error; sets ``stop`` at the end, so that work can end early.
+    """Runs ``work`` in ``count`` threads at once and raises the first error.
 
-    Few long tasks, not one a sample: Ctrl-C while thousands are being submitted can leave a lock of the pool locked for ever.
+    Sets ``stop`` at the end, so that work can end early. Few long tasks, not one a sample: Ctrl-C while thousands are
+    being submitted can leave a lock of the pool locked for ever.
     """
     with ThreadPoolExecutor(count) as pool:
-        running = {pool.submit(work) for _ in range(count)}
-        try:
+        try:  # from here on: Ctrl-C while the second thread starts must stop the first
+            running = {pool.submit(work) for _ in range(count)}
             while running:  # wakes up now and then: Ctrl-C may reach another thread, and is raised only in this one
                 finished, running = wait(running, timeout=0.2, return_when=FIRST_EXCEPTION)
                 for future in finished:

@@ -88,7 +88,9 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 # models
 
 
-def save_model(path: Path, body: str, *, inputs: str = "float[N,1,8,8] image", outputs: str = "float[] y", weights: str = "") -> None:
+def save_model(
+    path: Path, body: str, *, inputs: str = "float[N,1,8,8] image", outputs: str = "float[] y", weights: str = ""
+) -> None:
     """Writes a model from onnx's text form."""
     held = f"<{weights}>" if weights else ""
     text = f'<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 3]> graph ({inputs}) => ({outputs}) {held} {{ {body} }}'
@@ -261,7 +263,10 @@ def _no_room() -> Iterator[None]:
 def _disk_full() -> Iterator[None]:
     """Files can be created, and nothing written into them."""
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with mock.patch("pathlib.Path.write_bytes", side_effect=error), mock.patch("numpy.savez_compressed", side_effect=error):
+    with (
+        mock.patch("pathlib.Path.write_bytes", side_effect=error),
+        mock.patch("numpy.savez_compressed", side_effect=error),
+    ):
         yield
 
 
@@ -327,8 +332,8 @@ CASES = (
     Case("--samples 0", CALIBRATE + " --samples 0", "--samples", "qconvert calibrate --help"),
     Case("preprocessing for arrays", ARRAY + " --preprocess unit", "preprocessing is for images, the samples are arrays", "leave out", _array(ROWS)),
     Case("unknown preset", CALIBRATE + " --preprocess imagenett", "--preprocess: expected one of imagenet", "did you mean imagenet?"),
-    Case("NaN made inside the model", CALIBRATE, "sample 'a.png': value 'n' holds 64 NaN of 64 values", "preprocessing", _model("m = Neg(image) n = Log(m)", "n")),
-    Case("Inf made inside the model", CALIBRATE, "sample 'a.png': value 'n' holds 64 Inf of 64 values", "preprocessing", _model("z = Sub(image, image) n = Div(one, z)", "n")),
+    Case("NaN made inside the model", CALIBRATE, "png': value 'n' holds 64 NaN of 64 values", "preprocessing", _model("m = Neg(image) n = Log(m)", "n")),
+    Case("Inf made inside the model", CALIBRATE, "png': value 'n' holds 64 Inf of 64 values", "preprocessing", _model("z = Sub(image, image) n = Div(one, z)", "n")),
     # the statistics
     Case("statistics missing", "quantize model.onnx --calibration m.calib", "m.calib: no such file", "qconvert calibrate"),
     Case("no statistics in the folder", "quantize", "no .calib file in this folder", "qconvert calibrate", _remove("model.calib")),
@@ -407,7 +412,11 @@ def main_table() -> None:
             case.spoil(folder)
             with inside(folder), case.around():
                 result = run(case.command)
-            shown = [line for line in result.stderr.splitlines() if not line.startswith("note: ") or not result.code and case.error in line]
+            shown = [
+                line
+                for line in result.stderr.splitlines()
+                if not line.startswith("note: ") or not result.code and case.error in line
+            ]
             cell = "<br>".join(line.replace("|", "\\|") for line in shown)
             write(f"| {case.what} | `{case.command}` | {result.code} | {cell} |\n")
 

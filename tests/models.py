@@ -59,7 +59,7 @@ def model(
     domains: Sequence[str] = (),
     functions: str = "",
 ) -> ir.Model:
-    """A model from the body of its graph in ONNX's text syntax."""
+    """A model from the body of its graph in ONNX's text syntax; of ``weights`` it gets those that it reads."""
     version = next(version for least, version in IR_OF_OPSET if opset >= least)
     imports = ", ".join([f'"": {opset}', *(f'"{domain}": 1' for domain in domains)])
     text = (
@@ -69,9 +69,22 @@ def model(
     for value in proto.graph.output:
         if not value.type.tensor_type.shape.dim:
             value.type.tensor_type.ClearField("shape")
-    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in (weights or {}).items())
+    read, made = _names(proto.graph)
+    wanted = (read | {value.name for value in (*proto.graph.input, *proto.graph.output)}) - made
+    held = {name: array for name, array in (weights or {}).items() if name in wanted}
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in held.items())
     built: ir.Model = ir.from_proto(proto)
     return built
+
+
+def _names(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
+    """What the nodes of a graph and its bodies read and make."""
+    read = {name for node in graph.node for name in node.input}
+    made = {name for node in graph.node for name in node.output}
+    for body in (attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")):
+        inner = _names(body)
+        read, made = read | inner[0], made | inner[1]
+    return read, made
 
 
 def image(*shape: int, seed: int = 0, name: str = "x") -> Feeds:

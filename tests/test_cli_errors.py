@@ -101,7 +101,11 @@ def test_without_a_command_the_help_is_shown(command: str, work: Path) -> None:
 def test_a_full_disk_behind_stdout(work: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", "from qconvert.cli import main; main()", "policy", "schema"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [sys.executable, "-c", "from qconvert.cli import main; main()", "policy", "schema"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
     assert done.returncode == 2
     assert "error: No space left on device" in done.stderr
@@ -113,7 +117,10 @@ def test_control_c_leaves_nothing(work: Path) -> None:
     before = {name: data for name, data in snapshot_names(work).items()}
     command = [sys.executable, "-c", "from qconvert.cli import main; main()"]
     process = subprocess.Popen(
-        [*command, "calibrate", "model.onnx", "--data", "many.npy", "-o", "new.calib"], stderr=subprocess.PIPE, text=True, cwd=work
+        [*command, "calibrate", "model.onnx", "--data", "many.npy", "-o", "new.calib"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=work,
     )
     assert process.stderr is not None
     time.sleep(2.5)

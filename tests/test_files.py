@@ -27,7 +27,8 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
     with atomic_output(path, force=False) as temporary:
         temporary.write_text("new")
         assert not path.exists()
-        assert temporary.parent == path.parent
+        assert temporary.name == path.name
+        assert temporary.is_relative_to(tmp_path), "on the same disk, so that it can be moved in one step"
     assert path.read_text() == "new"
     assert listing(tmp_path) == ["a.bin"]
 
@@ -58,6 +59,49 @@ def test_an_existing_file_needs_force(tmp_path: Path) -> None:
     write(path, force=True)
     assert path.read_text() == "new"
     assert listing(tmp_path) == ["a.bin"]
+
+
+def test_files_written_beside_it_move_along(tmp_path: Path) -> None:
+    with atomic_output(tmp_path / "m.onnx", force=False) as temporary:
+        temporary.write_text("graph")
+        temporary.with_name("m.data").write_text("weights")
+    assert listing(tmp_path) == ["m.data", "m.onnx"]
+    assert (tmp_path / "m.data").read_text() == "weights"
+
+
+def test_an_existing_companion_needs_force_too(tmp_path: Path) -> None:
+    (tmp_path / "m.data").write_text("other")
+
+    def save(*, force: bool) -> None:
+        with atomic_output(tmp_path / "m.onnx", force=force) as temporary:
+            temporary.write_text("graph")
+            temporary.with_name("m.data").write_text("weights")
+
+    with pytest.raises(OutputError, match=r"m\.data: exists already"):
+        save(force=False)
+    assert listing(tmp_path) == ["m.data"]
+    assert (tmp_path / "m.data").read_text() == "other"
+    save(force=True)
+    assert (tmp_path / "m.data").read_text() == "weights"
+    assert listing(tmp_path) == ["m.data", "m.onnx"]
+
+
+def test_the_file_that_is_read_is_never_overwritten(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    model.write_text("x")
+    (tmp_path / "link.onnx").symlink_to(model)
+    for path in (model, tmp_path / "link.onnx", tmp_path / "." / "m.onnx"):
+        with pytest.raises(OutputError, match="is the model that is read"):
+            check_writable(path, force=True, keep=model)
+    (tmp_path / "other.onnx").touch()
+    check_writable(tmp_path / "other.onnx", force=True, keep=model)
+    check_writable(tmp_path / "new.onnx", force=False, keep=model)
+
+
+def test_new_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    write(tmp_path / "a.bin")
+    (tmp_path / "b.bin").write_text("plain")
+    assert (tmp_path / "a.bin").stat().st_mode == (tmp_path / "b.bin").stat().st_mode
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:

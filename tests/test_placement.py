@@ -378,7 +378,11 @@ def decisions(path: Path) -> list[str]:
     decided.update(dict.fromkeys(found.clamps, "fused"))
     decided.update(dict.fromkeys(found.integer, "integer"))
     marks = {name: " | Q/DQ" if name in found.values else "" for name in decided}
-    return [f"{op.name} | {op.op_type} | {decided[op.name]}{marks[op.name]}" for op in operators(graph) if op.name in decided]
+    return [
+        f"{op.name} | {op.op_type} | {decided[op.name]}{marks[op.name]}"
+        for op in operators(graph)
+        if op.name in decided
+    ]
 
 
 @pytest.mark.parametrize(

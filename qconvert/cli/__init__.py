@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        code = app(args=list(arguments), standalone_mode=False)
+        code = app(args=list(arguments), prog_name="qconvert", standalone_mode=False)
     except QConvertError as error:
         if "--debug" in arguments:
             raise
@@ -77,7 +77,11 @@ def _run(arguments: Sequence[str]) -> int:
             raise
         if _interrupted(error):
             return _interruption()
-        return _fail(f"a bug in qconvert: {type(error).__name__}: {error}", "please report it with the output of the same command and --debug", 3)
+        return _fail(
+            f"a bug in qconvert: {type(error).__name__}: {error}",
+            "please report it with the output of the same command and --debug",
+            3,
+        )
     if code == INTERRUPTED:  # Typer returns it after Ctrl-C, without a word
         return _interruption()
     return code if isinstance(code, int) else 0

@@ -50,4 +50,6 @@ def command(
         listener=terminal,
     )
     skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
-    terminal.done(f"{short(path)}: {len(result.stats)} values over {result.samples} samples{skipped}; next: qconvert quantize")
+    terminal.done(
+        f"{short(path)}: {len(result.stats)} values over {result.samples} samples{skipped}; next: qconvert quantize"
+    )

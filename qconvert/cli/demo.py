@@ -12,7 +12,9 @@ import typer
 from qconvert.cli import options as o
 from qconvert.errors import DataError
 
-Folder = Annotated[Path | None, typer.Option("--folder", help="Where to work. Default: a new temporary folder.", show_default=False)]
+Folder = Annotated[
+    Path | None, typer.Option("--folder", help="Where to work. Default: a new temporary folder.", show_default=False)
+]
 
 
 def command(folder: Folder = None, debug: o.Debug = False) -> None:  # noqa: ARG001 - debug is read by main

@@ -15,15 +15,23 @@ if TYPE_CHECKING:
 
 Reference = Annotated[
     Path | None,
-    typer.Argument(metavar="[REFERENCE]", help="The original model. Default: the one that the .calib file here belongs to.", show_default=False),
+    typer.Argument(
+        metavar="REFERENCE",
+        help="The original model. Default: the one that the .calib file here belongs to.",
+        show_default=False,
+    ),
 ]
 Candidate = Annotated[
     Path | None,
-    typer.Argument(metavar="[CANDIDATE]", help="The model to judge. Default: REFERENCE.int8.onnx in this folder.", show_default=False),
+    typer.Argument(
+        metavar="CANDIDATE", help="The model to judge. Default: REFERENCE.int8.onnx in this folder.", show_default=False
+    ),
 ]
 LatencyRuns = Annotated[
     int,
-    typer.Option("--latency-runs", min=0, help="Timed runs of each model, interleaved; 0: none.", rich_help_panel=o.EXECUTION),
+    typer.Option(
+        "--latency-runs", min=0, help="Timed runs of each model, interleaved; 0: none.", rich_help_panel=o.EXECUTION
+    ),
 ]
 
 
@@ -87,10 +95,13 @@ def _candidate(reference: Path, terminal: Terminal) -> Path:
     """The one quantized model of the reference in the current folder."""
     found = sorted(Path().glob(f"{reference.stem}.int8*.onnx"))
     if not found:
-        raise ModelError(f"no {reference.stem}.int8.onnx in this folder", hint="give the model to judge as the second argument")
+        raise ModelError(
+            f"no {reference.stem}.int8.onnx in this folder", hint="give the model to judge as the second argument"
+        )
     if len(found) > 1:
         raise CalibrationError(
-            f"{len(found)} quantized models in this folder: {', '.join(map(str, found))}", hint="give one as the second argument"
+            f"{len(found)} quantized models in this folder: {', '.join(map(str, found))}",
+            hint="give one as the second argument",
         )
     terminal.note(f"candidate {found[0]}")
     return found[0]

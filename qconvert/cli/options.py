@@ -82,13 +82,28 @@ PreprocessName = Annotated[
 ]
 Samples = Annotated[
     int | None,
-    typer.Option("--samples", "-n", min=1, help="Use N samples, chosen by --seed. Default: all.", rich_help_panel=INPUT, show_default=False),
+    typer.Option(
+        "--samples",
+        "-n",
+        min=1,
+        help="Use N samples, chosen by --seed. Default: all.",
+        rich_help_panel=INPUT,
+        show_default=False,
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Which samples are chosen.", rich_help_panel=INPUT)]
-Strict = Annotated[bool, typer.Option("--strict", help="A sample that cannot be read is an error.", rich_help_panel=INPUT)]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="A sample that cannot be read is an error.", rich_help_panel=INPUT)
+]
 PolicyFile = Annotated[
     Path | None,
-    typer.Option("--policy", "-p", help="Policy file ('qconvert policy init' writes one).", rich_help_panel=QUANTIZATION, show_default=False),
+    typer.Option(
+        "--policy",
+        "-p",
+        help="Policy file ('qconvert policy init' writes one).",
+        rich_help_panel=QUANTIZATION,
+        show_default=False,
+    ),
 ]
 TargetName = Annotated[
     str | None,
@@ -143,12 +158,21 @@ ActivationsType = Annotated[
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
-        "--exclude", metavar="GLOB", help="Leave these operators float, by name or type. Repeatable.", rich_help_panel=QUANTIZATION, show_default=False
+        "--exclude",
+        metavar="GLOB",
+        help="Leave these operators float, by name or type. Repeatable.",
+        rich_help_panel=QUANTIZATION,
+        show_default=False,
     ),
 ]
 CalibrationFile = Annotated[
     Path | None,
-    typer.Option("--calibration", help="A .calib file. Default: the one in this folder.", rich_help_panel=CALIBRATION, show_default=False),
+    typer.Option(
+        "--calibration",
+        help="A .calib file. Default: the one in this folder.",
+        rich_help_panel=CALIBRATION,
+        show_default=False,
+    ),
 ]
 Output = Annotated[
     Path | None,
@@ -160,7 +184,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no prog
 Provider = Annotated[
     str,
     typer.Option(
-        "--provider", help="Where models run: cpu, cuda or tensorrt.", rich_help_panel=EXECUTION, autocompletion=_providers
+        "--provider",
+        help="Where models run: cpu, cuda or tensorrt.",
+        rich_help_panel=EXECUTION,
+        autocompletion=_providers,
     ),
 ]
 Threads = Annotated[
@@ -185,7 +212,12 @@ def read_policy(
 
     policy = load(path) if path is not None else Policy()
     return policy.override(
-        target=target, scheme=scheme, calibrator=calibrator, weights=weights, activations=activations, exclude=tuple(exclude or ())
+        target=target,
+        scheme=scheme,
+        calibrator=calibrator,
+        weights=weights,
+        activations=activations,
+        exclude=tuple(exclude or ()),
     )
 
 

@@ -39,7 +39,9 @@ def init(
 @app.command()
 def check(
     file: File = Path("policy.yaml"),
-    model: Annotated[Path | None, typer.Option("--model", help="Also check that every rule matches something.", show_default=False)] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Also check that every rule matches something.", show_default=False)
+    ] = None,
     debug: o.Debug = False,  # noqa: ARG001 - read by main
 ) -> None:
     """Validate a policy file; with a model, also that every rule matches.
@@ -75,7 +77,9 @@ def schema() -> None:
 
 @app.command()
 def show(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The policy file. Default: none.", show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The policy file. Default: none.", show_default=False)
+    ] = None,
     target: o.TargetName = None,
     scheme: o.SchemeName = None,
     calibrator: o.CalibratorName = None,
@@ -91,6 +95,12 @@ def show(
     from qconvert.policy import dump  # noqa: PLC0415 - --help does without
 
     found = o.read_policy(
-        file, target=target, scheme=scheme, calibrator=calibrator, weights=weights, activations=activations, exclude=exclude
+        file,
+        target=target,
+        scheme=scheme,
+        calibrator=calibrator,
+        weights=weights,
+        activations=activations,
+        exclude=exclude,
     )
     typer.echo(dump(found), nl=False)

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 MaybeModel = Annotated[
     Path | None,
-    typer.Argument(metavar="[MODEL]", help="The float ONNX model. Default: the one that the .calib file here belongs to.", show_default=False),
+    typer.Argument(
+        metavar="MODEL",
+        help="The float ONNX model. Default: the one that the .calib file here belongs to.",
+        show_default=False,
+    ),
 ]
 
 
@@ -55,7 +59,13 @@ def command(
 
     terminal = Terminal(quiet=quiet)
     wanted = o.read_policy(
-        policy, target=target, scheme=scheme, calibrator=calibrator, weights=weights, activations=activations, exclude=exclude
+        policy,
+        target=target,
+        scheme=scheme,
+        calibrator=calibrator,
+        weights=weights,
+        activations=activations,
+        exclude=exclude,
     )
     if data is not None:
         if calibration is not None:
@@ -78,13 +88,17 @@ def command(
     else:
         model, found = _stored(model, calibration, terminal)
     path = output or default_output(model, wanted.target)
-    result = pipeline.quantize(model, found, output=path, policy=wanted, provider=provider, force=force, listener=terminal)
+    result = pipeline.quantize(
+        model, found, output=path, policy=wanted, provider=provider, force=force, listener=terminal
+    )
     report.console.warn_proof(result.proof, terminal.warn)
     if as_json:
         report.json.print_json(report.json.quantized(result))
     elif not quiet:
         report.console.quantized(result, terminal.console)
-    terminal.done(f"{short(path)}: written; next: qconvert evaluate {short(model)} {short(path)} --data LABELLED_SAMPLES")
+    terminal.done(
+        f"{short(path)}: written; next: qconvert evaluate {short(model)} {short(path)} --data LABELLED_SAMPLES"
+    )
 
 
 def default_output(model: Path, target: str) -> Path:

@@ -6,7 +6,10 @@ from qconvert.cli import options as o
 
 
 def command(as_json: o.AsJson = False) -> None:
-    """Show the runtimes that models can be made for, and what each one takes."""
+    """Show the runtimes that models can be made for, and what each one takes.
+
+    Example: qconvert targets --json
+    """
     from qconvert import report  # noqa: PLC0415 - --help does without
     from qconvert.targets import TARGETS  # noqa: PLC0415
 

@@ -29,8 +29,8 @@ class Placement:
         constants: Constant operands of light operators, likewise.
         ties: Values that must share their parameters, as a forest: ``ties[a] = b`` for the output and the input of an
             operator that only moves values, and for the operands of one whose operands share a scale.
-        biases: The Add and its operand that is the constant bias of a MatMul, by the name of the MatMul, where onnxruntime
-            makes a Gemm of the two: its integer kernel takes an int32 bias.
+        biases: The Add and its operand that is the constant bias of a MatMul, by the name of the MatMul, where runtimes
+            make a Gemm of the two: its integer kernel takes an int32 bias.
         clamps: Relu or Clip operators that may vanish into the range of their output: ``clamps[output] = operator``.
         why: For each value, the reason for its Q/DQ pair.
     """

@@ -16,7 +16,7 @@ from rich.text import Text
 from qconvert.metrics import EXACT_DB
 
 if TYPE_CHECKING:
-    from qconvert.evaluate import Evaluation, Fidelity, Latency
+    from qconvert.comparison import Evaluation, Fidelity, Latency
     from qconvert.graph import Port
     from qconvert.kernel_census import Kernel
     from qconvert.machine import Machine
@@ -101,12 +101,21 @@ def quantized(result: Quantized, console: Console) -> None:
     counts = {role: len(plan.of(role)) for role in ("activation", "weight", "bias")}
     facts = _facts(
         ("target", plan.target),
-        ("operators", f"{len(plan.integer)} on integers, {len(plan.floats)} in float, {_many(len(plan.absorbed), 'clamp')} absorbed"),
+        (
+            "operators",
+            f"{len(plan.integer)} on integers, {len(plan.floats)} in float, {_many(len(plan.absorbed), 'clamp')} absorbed",
+        ),
         ("tensors", ", ".join(_many(count, role) for role, count in counts.items())),
         ("ranges", ", ".join(f"{name} {count}" for name, count in methods.most_common())),
-        ("size", f"{size(result.size_before)} -> {size(result.size_after)} ({_percent(result.size_after, result.size_before)})"),
+        (
+            "size",
+            f"{size(result.size_before)} -> {size(result.size_after)} ({_percent(result.size_after, result.size_before)})",
+        ),
         ("heavy kernels", _kernel_line(proof.kernels)),
-        *((f"SQNR {one.output}", f"{decibels(one.sqnr_db)} on {_many(one.samples, 'calibration sample')}") for one in proof.fidelity),
+        *(
+            (f"SQNR {one.output}", f"{decibels(one.sqnr_db)} on {_many(one.samples, 'calibration sample')}")
+            for one in proof.fidelity
+        ),
     )
     _show(facts, *([_float_table(plan.floats)] if plan.floats else []), console=console)
 
@@ -147,7 +156,9 @@ def _float_table(floats: Sequence[FloatOp]) -> Table:
     for (op_type, reason), count in groups.most_common(LISTED):
         table.add_row(op_type, str(count), escape(reason))
     if len(groups) > LISTED:
-        table.add_row("...", str(sum(count for _, count in groups.most_common()[LISTED:])), "'qconvert inspect' lists all")
+        table.add_row(
+            "...", str(sum(count for _, count in groups.most_common()[LISTED:])), "'qconvert inspect' lists all"
+        )
     return table
 
 
@@ -162,11 +173,15 @@ def evaluation(result: Evaluation) -> None:
     if before.accuracy and after.accuracy:
         table.add_row(f"top-1 ({before.accuracy.items} labels)", *_points(before.accuracy.top1, after.accuracy.top1))
         if before.accuracy.top5 is not None and after.accuracy.top5 is not None:
-            table.add_row(f"top-5 ({before.accuracy.items} labels)", *_points(before.accuracy.top5, after.accuracy.top5))
-    table.add_row("size", size(before.size_bytes), size(after.size_bytes), _percent(after.size_bytes, before.size_bytes))
+            table.add_row(
+                f"top-5 ({before.accuracy.items} labels)", *_points(before.accuracy.top5, after.accuracy.top5)
+            )
+    table.add_row(
+        "size", size(before.size_bytes), size(after.size_bytes), _percent(after.size_bytes, before.size_bytes)
+    )
     if before.latency and after.latency:
         ratio = after.latency.median_ms / before.latency.median_ms
-        label = f"latency ({before.latency.threads} threads, median of {before.latency.runs})"
+        label = f"latency ({_many(before.latency.threads, 'thread')}, median of {before.latency.runs})"
         table.add_row(label, _milliseconds(before.latency), _milliseconds(after.latency), f"{ratio:.2f}x")
     heavy = [(sum(k.integer for k in side.kernels), len(side.kernels)) for side in (before, after)]
     table.add_row("heavy operators in integer kernels", *(f"{integer} of {total}" for integer, total in heavy), "")
@@ -208,8 +223,14 @@ def _float_kernels(kernels: Sequence[Kernel]) -> list[RenderableType]:
 def inspection(result: Inspection) -> None:
     """What is in the file, then every decision of the plan with its reason, one line each."""
     facts = [("file", f"{result.path}, {size(result.size_bytes)}, opset {result.opset}")]
-    facts += [(title, _port(port)) for title, ports in (("input", result.inputs), ("output", result.outputs)) for port in ports]
-    facts += [("weights", f"{_many(count, f'{dtype} tensor')}, {size(total)}") for dtype, count, total in result.weights]
+    facts += [
+        (title, _port(port))
+        for title, ports in (("input", result.inputs), ("output", result.outputs))
+        for port in ports
+    ]
+    facts += [
+        ("weights", f"{_many(count, f'{dtype} tensor')}, {size(total)}") for dtype, count, total in result.weights
+    ]
     facts += [("preparation", note) for note in result.notes]
     counts = _table("operator", "count", "on integers", numbers=(1, 2), title="operators in the file")
     integer = Counter(op.op_type for op in result.placement.integer.values())
@@ -235,25 +256,32 @@ def _reasons(result: Inspection, console: Console) -> Text:
     rows = [(name, placement.why.get(name, "constant operand")) for name in (*placement.values, *placement.constants)]
     if result.plan is not None:
         rows = [(entry.tensor, entry.reason) for entry in result.plan.entries]
-    room = console.width if console.is_terminal else None
-    left = max((len(name) for name, _ in rows), default=0)
-    if room is not None:
-        left = min(left, room * 2 // 5)
-    lines = [f"{_cut(name, left):<{left}}  {_cut(reason, room and room - left - 2)}" for name, reason in rows]
-    return _titled(f"{_many(len(rows), 'tensor')} on integers for {result.target.name}, and why", lines)
+    title = f"{_many(len(rows), 'tensor')} on integers for {result.target.name}, and why"
+    return _titled(title, _pairs(rows, console, max((len(reason) for _, reason in rows), default=0)))
 
 
 def _ranges(plan: Plan, console: Console) -> Text:
-    """The grid of every tensor."""
-    fixed = "{:<6} {:>10} {:>10}  {:<18}"
-    room = console.width - len(fixed.format(*"    ")) - 2 if console.is_terminal else None
-    left = min(max(len(entry.tensor) for entry in plan.entries), room or 1000)
-    lines = [f"{'':<{left}}  {fixed.format('type', 'low', 'high', 'range from')}"]
-    for entry in plan.entries:
+    """The grid of every tensor but the biases, whose scale follows from those of input and weight."""
+    entries = [entry for entry in plan.entries if entry.role != "bias"]
+    rows = [("", f"{'type':<6} {'low':>10} {'high':>10}  range from")]
+    for entry in entries:
         low, high = float(entry.params.low.min()), float(entry.params.high.max())
-        shown = fixed.format(entry.params.dtype.name, f"{low:.4g}", f"{high:.4g}", entry.method)
-        lines.append(f"{_cut(entry.tensor, left):<{left}}  {shown}")
-    return _titled("ranges", lines)
+        rows.append((entry.tensor, f"{entry.params.dtype.name:<6} {low:>10.4g} {high:>10.4g}  {entry.method}"))
+    return _titled("ranges", _pairs(rows, console, max(len(text) for _, text in rows)))
+
+
+def _pairs(rows: Sequence[tuple[str, str]], console: Console, right: int) -> list[str]:
+    """Two columns, the second at most ``right`` wide; on a terminal too narrow for a row, its text stands below its name."""
+    left = max((len(name) for name, _ in rows), default=0)
+    if not console.is_terminal:
+        return [f"{name:<{left}}  {text}" for name, text in rows]
+    room = console.width - right - 2
+    left, indent = (min(left, room), min(left, room) + 2) if room >= WIDTH // 4 else (min(left, WIDTH // 4), 6)
+    lines = []
+    for name, text in rows:
+        fits = len(name) <= left and left + 2 + len(text) <= console.width
+        lines += [f"{name:<{left}}  {text}"] if fits else [name, f"{'':<{indent}}{text}"]
+    return lines
 
 
 def _floats(floats: Sequence[FloatOp], console: Console) -> Text:
@@ -262,7 +290,10 @@ def _floats(floats: Sequence[FloatOp], console: Console) -> Text:
     for op in floats:
         groups.setdefault(_shared(op.reason), {}).setdefault(op.op_type, []).append(op.operator)
     wrapped = textwrap.TextWrapper(
-        console.width if console.is_terminal else WIDTH, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False
+        console.width if console.is_terminal else WIDTH,
+        subsequent_indent=" " * 6,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     lines = []
     for reason, kinds in sorted(groups.items(), key=lambda item: -sum(map(len, item[1].values()))):
@@ -280,14 +311,6 @@ def _shared(reason: str) -> str:
 
 def _titled(title: str, lines: Sequence[str]) -> Text:
     return Text.assemble((f"{title}\n", "bold"), "\n".join(lines))
-
-
-def _cut(text: str, room: int | None) -> str:
-    """A text that is too long loses its middle; both ends tell names apart."""
-    if room is None or len(text) <= room:
-        return text
-    head = (room - 2) // 3
-    return f"{text[:head]}..{text[len(text) - (room - 2 - head) :]}"
 
 
 # targets and doctor

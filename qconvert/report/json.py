@@ -15,7 +15,7 @@ import numpy as np
 from qconvert.numerics import QuantParams
 
 if TYPE_CHECKING:
-    from qconvert.evaluate import Evaluation, Side
+    from qconvert.comparison import Evaluation, Side
     from qconvert.pipeline import Inspection, Proof, Quantized
     from qconvert.plan import Plan
 
