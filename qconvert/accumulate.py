@@ -43,7 +43,6 @@ class Accumulator:
             tables: Scratch memory of the thread, uint32 ``[kernels.TABLES, 2 * BINS]``, all 0.
         """
         x = np.ascontiguousarray(values, np.float32).reshape(-1)
-        self.samples += 1
         if x.size == 0:
             return True
         low, high, zeros = _extremes(x)
@@ -54,6 +53,7 @@ class Accumulator:
             if x.size == 0:
                 return False
             low, high, zeros = _extremes(x)
+        self.samples += 1
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.low_sum += exact(low)
         self.high_sum += exact(high)

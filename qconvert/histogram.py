@@ -133,7 +133,7 @@ class TensorStats:
         histogram: Counts of the finite values.
         low: The least finite value, ``+inf`` where nothing was seen.
         high: The greatest finite value, ``-inf`` where nothing was seen.
-        samples: How many samples were seen.
+        samples: In how many samples there was a finite value.
         low_sum: Sum over the samples of each one's least finite value, in units of ``2**-149``.
         high_sum: The same of the greatest.
         nan: How many values were NaN.
@@ -161,7 +161,7 @@ class TensorStats:
             Histogram.of(finite),
             low + 0.0,
             high + 0.0,
-            1,
+            int(finite.size > 0),
             exact(low) if finite.size else 0,
             exact(high) if finite.size else 0,
             int(np.isnan(x).sum()),

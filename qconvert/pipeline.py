@@ -331,11 +331,19 @@ def _open(
     inputs, outputs = ports(graph)
     strange = [port.name for port in inputs if port.dtype is None]
     if strange:
-        raise ModelError(f"{model}: input '{strange[0]}' is not a tensor", hint="only tensor inputs can be fed from files")
+        raise ModelError(
+            f"{model}: input '{strange[0]}' is not a tensor", hint="only tensor inputs can be fed from files"
+        )
     specs = [InputSpec(port.name, port.dtype, port.shape) for port in inputs if port.dtype is not None]
     last = outputs[0].shape[-1] if outputs and outputs[0].shape else None
     samples = open_samples(
-        data, specs, preprocess=preprocess, labels=labels, limit=limit, seed=seed, classes_hint=last if isinstance(last, int) else None
+        data,
+        specs,
+        preprocess=preprocess,
+        labels=labels,
+        limit=limit,
+        seed=seed,
+        classes_hint=last if isinstance(last, int) else None,
     )
     for note in samples.notes:
         listener.note(note)
@@ -359,7 +367,10 @@ def _probes(samples: SampleSet) -> tuple[Feeds, ...]:
         if len(found) == PROBES:
             break
     if not found:
-        raise DataError(f"none of the {len(samples)} samples can be read; the first: {first}", hint="mend them, or give others with --data")
+        raise DataError(
+            f"none of the {len(samples)} samples can be read; the first: {first}",
+            hint="mend them, or give others with --data",
+        )
     return tuple(found)
 
 
@@ -417,4 +428,3 @@ def _prove(model: Path, written: Path, probes: Sequence[Feeds], provider: str) -
     fidelity = compare_outputs(model, written, probes, provider=provider, optimize=True)
     unoptimized = compare_outputs(model, written, probes, provider=provider, optimize=False)
     return Proof(fidelity, unoptimized, len(probes), census(written, provider=provider))
-

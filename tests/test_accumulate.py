@@ -69,12 +69,12 @@ def test_non_finite_values_are_counted_and_left_out() -> None:
     stats = check([x, x[:5]])
     assert (stats.nan, stats.negative_inf, stats.positive_inf, stats.count) == (2, 1, 1, 5001)
     nothing = check([np.full((2, 3), np.nan, np.float32), np.array([np.inf, -np.inf], np.float32)])
-    assert (nothing.count, nothing.samples, nothing.low, nothing.high) == (0, 2, math.inf, -math.inf)
+    assert (nothing.count, nothing.samples, nothing.low, nothing.high) == (0, 0, math.inf, -math.inf)
 
 
-def test_empty_tensors_count_as_samples() -> None:
+def test_tensors_without_values_do_not_move_the_means() -> None:
     stats = check([np.zeros((0, 4), np.float32), np.zeros((3, 0), np.float32)])
-    assert (stats.samples, stats.count) == (2, 0)
+    assert (stats.samples, stats.count) == (0, 0)
     assert check([]) == TensorStats()
 
 

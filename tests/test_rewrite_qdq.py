@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from qconvert.errors import PlanError, PolicyError, TargetError
-from qconvert.graph import load_model, opset, serialize, write_model
+from qconvert.graph import load_model, opset, serialize, shape_of, write_model
 from qconvert.numerics import QuantParams, fake_quantize
 from qconvert.plan import candidate_values, make_placement, make_plan
 from qconvert.policy import Policy
@@ -34,7 +34,18 @@ from tests.models import (
     statistics,
     weight,
 )
-from tests.test_placement import ATTENTION, ATTENTION_WEIGHTS, CONV, GRID, PAIR, RESIDUAL, WEIGHT_GRID, W
+from tests.test_placement import (
+    ATTENTION,
+    ATTENTION_WEIGHTS,
+    BENCH,
+    CONV,
+    GRID,
+    PAIR,
+    RESIDUAL,
+    SAMPLES,
+    WEIGHT_GRID,
+    W,
+)
 
 ROWS = {"a": weight(16, 16), "b": weight(16, 16, seed=1), "bias": weight(16, gain=0.3)}
 
@@ -600,3 +611,47 @@ def test_needed_opset() -> None:
     assert needed_opset(wide) == 21
     raise_opset(graph, 21)
     assert fetch(graph, ["r"], image())["r"].shape == (1, 8, 8, 8)
+
+
+# real models
+
+FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "MatMul", "FusedGemm", "FusedMatMul")
+KERNELS = {
+    "digits_cnn": {"QLinearConv": 17, "QGemm": 1, "QLinearAdd": 3, "QLinearGlobalAveragePool": 1},
+    "digits_gru": {"QGemm": 1},
+    "digits_vit": {"QLinearConv": 1, "QGemm": 1, "MatMulIntegerToFloat": 21, "QLinearMatMul": 3},
+    "cifar_resnet20_bn": {"QLinearConv": 19, "QGemm": 1, "QLinearAdd": 9},
+    "mobilenetv2_tv": {"QLinearConv": 52, "QGemm": 1, "QLinearAdd": 10, "QLinearGlobalAveragePool": 1},
+    "ultraface_rfb320": {"QLinearConv": 52, "QLinearAdd": 1, "QLinearConcat": 1},
+    "stories260k": {"QLinearMatMul": 10, "MatMulIntegerToFloat": 36},
+}
+
+
+def model_name(path: Path) -> str:
+    return path.parent.name if path.name == "model.onnx" else path.stem
+
+
+def plausible(graph: ir.Model) -> Feeds:
+    """One sample of the shapes and types that a model wants."""
+    rng = np.random.default_rng(0)
+    feeds: Feeds = {}
+    for value in (value for value in graph.graph.inputs if value.name not in graph.graph.initializers):
+        shape = [size if isinstance(size, int) else 1 for size in shape_of(value) or ()]
+        integers, reals = rng.integers(0, 100, shape), rng.standard_normal(shape).astype(np.float32)
+        feeds[value.name or ""] = integers if value.dtype == ir.DataType.INT64 else reals
+    return feeds
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*SAMPLES, *(pytest.param(path, marks=pytest.mark.bench) for path in BENCH if path.stem in KERNELS)],
+    ids=model_name,
+)
+def test_real_models_run_on_integers(path: Path) -> None:
+    graph = load_model(path)
+    result = quantized(graph, [plausible(graph)])
+    expected = KERNELS[model_name(path)]
+    assert {kind: result.kernels[kind] for kind in expected} == expected
+    assert not [kind for kind in FLOAT_KERNELS if result.kernels[kind]]
+    assert result.sqnr > 10
+    assert result.drift > 20

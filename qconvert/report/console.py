@@ -280,7 +280,9 @@ def _pairs(rows: Sequence[tuple[str, str]], console: Console, right: int) -> lis
     lines = []
     for name, text in rows:
         fits = len(name) <= left and left + 2 + len(text) <= console.width
-        lines += [f"{name:<{left}}  {text}"] if fits else [name, f"{'':<{indent}}{text}"]
+        lines += (
+            [f"{name:<{left}}  {text}"] if fits else [name, *_wrapped(text, console.width, " " * indent, " " * indent)]
+        )
     return lines
 
 
@@ -289,18 +291,20 @@ def _floats(floats: Sequence[FloatOp], console: Console) -> Text:
     groups: dict[str, dict[str, list[str]]] = {}
     for op in floats:
         groups.setdefault(_shared(op.reason), {}).setdefault(op.op_type, []).append(op.operator)
-    wrapped = textwrap.TextWrapper(
-        console.width if console.is_terminal else WIDTH,
-        subsequent_indent=" " * 6,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    width = console.width if console.is_terminal else WIDTH
     lines = []
     for reason, kinds in sorted(groups.items(), key=lambda item: -sum(map(len, item[1].values()))):
         lines.append(f"  {reason}")
         for op_type, names in kinds.items():
-            lines += wrapped.wrap(f"    {len(names)} {op_type}: {', '.join(names)}")
+            lines += _wrapped(f"{len(names)} {op_type}: {', '.join(names)}", width, " " * 4, " " * 6)
     return _titled(f"{_many(len(floats), 'operator')} in float, and why", lines)
+
+
+def _wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
+    """The text in lines of ``width``; names are not broken."""
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _shared(reason: str) -> str:
