@@ -240,7 +240,11 @@ def tidy(model: ir.Model) -> ir.Model:
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedOpsetsPass(),
         passes.TopologicalSortPass(),
-        passes.NameFixPass(),
     ):
         step(model)
+    values = [value for op in operators(model) for value in op.node.outputs]
+    left_out = [value for value in values if not value.name and not value.uses() and not value.is_graph_output()]
+    passes.NameFixPass()(model)
+    for value in left_out:
+        value.name = ""  # an output that a node does not compute
     return model

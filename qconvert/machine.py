@@ -70,8 +70,8 @@ def saturation_warning() -> str:
     if platform.machine() not in {"x86_64", "AMD64"} or not flags or flags & {"avx_vnni", "avx512_vnni"}:
         return ""
     return (
-        "this CPU has no VNNI: sums of uint8 x int8 products can saturate at 16 bits, so results differ from machines with VNNI; "
-        "'--weights uint8' avoids it"
+        "this CPU has no VNNI: sums of uint8 x int8 products can saturate at 16 bits, so results differ from machines "
+        "with VNNI; '--weights uint8' avoids it"
     )
 
 

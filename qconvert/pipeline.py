@@ -1,6 +1,7 @@
 """The public functions, one for each command: the only room that knows the order of the stages.
 
-They take paths and values, return values, raise ``QConvertError`` and print nothing; a ``Listener`` hears notes and progress.
+They take paths and values, return values, raise ``QConvertError`` and print nothing; a ``Listener`` hears notes and
+progress.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import onnx_ir as ir
 from qconvert import __version__, calibration
 from qconvert.calibration import Calibration
 from qconvert.capture import capture
-from qconvert.errors import CalibrationError, CorruptSampleError, DataError, ModelError
 from qconvert.comparison import Evaluation, Fidelity, compare_models, compare_outputs, file_size
+from qconvert.errors import CalibrationError, CorruptSampleError, DataError, ModelError
 from qconvert.files import atomic_output, check_writable
 from qconvert.graph import Port, file_hash, load_model, operators, opset, ports, write_model
 from qconvert.kernel_census import Kernel, census
@@ -188,7 +189,7 @@ def calibrate(
     names = candidate_values(graph, table)
     if not placement.integer:
         raise nothing_to_quantize(placement)
-    _say_left_float(graph, placement, listener)
+    _say_left_float(graph, listener)
     listener.start("calibrating", len(samples))
     try:
         found = capture(
@@ -379,7 +380,7 @@ def _say_skipped(skipped: Sequence[tuple[str, str]], listener: Listener) -> None
         listener.note(f"skipped {reason if name in reason else f'{name}: {reason}'}")
 
 
-def _say_left_float(graph: ir.Model, placement: Placement, listener: Listener) -> None:
+def _say_left_float(graph: ir.Model, listener: Listener) -> None:
     pairs = quantized_pairs(graph)
     if pairs:
         listener.note(f"the model has {pairs} Q/DQ operators already: they stay, and nothing is quantized twice")

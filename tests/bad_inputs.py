@@ -1,4 +1,4 @@
-"""What users give by mistake, as a table; ``python tests/bad_inputs.py`` prints it with what qconvert says to each."""
+"""What users give by mistake, as a table; ``python -m tests.bad_inputs`` prints it with what qconvert says to each."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Case:
     command: str
     error: str
     hint: str = ""
-    spoil: Break = lambda folder: None
+    spoil: Break = Path.resolve
     around: Around = contextlib.nullcontext
     code: int = 2
 
@@ -415,7 +415,7 @@ def main_table() -> None:
             shown = [
                 line
                 for line in result.stderr.splitlines()
-                if not line.startswith("note: ") or not result.code and case.error in line
+                if not line.startswith("note: ") or (not result.code and case.error in line)
             ]
             cell = "<br>".join(line.replace("|", "\\|") for line in shown)
             write(f"| {case.what} | `{case.command}` | {result.code} | {cell} |\n")

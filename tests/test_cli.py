@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bad_inputs import Result, run, snapshot
 from onnx import numpy_helper
 
 from qconvert import __version__
 from qconvert.cli.terminal import Terminal
+from tests.bad_inputs import Result, run, snapshot
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
 CALIBRATION, EVALUATION = SAMPLES / "digits" / "calibration", SAMPLES / "digits" / "evaluation"
@@ -109,7 +109,8 @@ def test_calibrate_quantize_evaluate_in_one_folder(
     assert Path(after["path"]) == Path("model.int8.onnx")
 
 
-def test_the_table_says_what_the_json_says(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_the_table_says_what_the_json_says() -> None:
     options = f"--data {EVALUATION} {FEW}"
     table, found = ok(f"evaluate {options}").stdout, as_json(f"evaluate {options} --json")
     top1, sqnr = found["candidate"]["accuracy"]["top1"], found["fidelity"][0]["sqnr_db"]
@@ -121,7 +122,8 @@ def test_the_table_says_what_the_json_says(work: Path) -> None:
     assert max(map(len, table.splitlines())) <= 80
 
 
-def test_labels_from_a_file_and_from_folders_agree(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_labels_from_a_file_and_from_folders_agree() -> None:
     options = f"--data {EVALUATION} {FEW} --json"
     folders, file = as_json(f"evaluate {options}"), as_json(f"evaluate {options} --labels {LABELS}")
     assert folders["candidate"]["accuracy"] == file["candidate"]["accuracy"]
@@ -153,7 +155,8 @@ def test_an_output_is_overwritten_with_force_alone(work: Path) -> None:
     onnx.load(work / "model.int8.onnx")
 
 
-def test_the_statistics_named_after_the_model_are_its_own(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_the_statistics_named_after_the_model_are_its_own() -> None:
     shutil.copy("model.calib", "second.calib")
     assert run("quantize -o new.onnx").code == 2
     result = ok("quantize model.onnx -o new.onnx")
@@ -185,7 +188,8 @@ def test_quantize_straight_from_data(work: Path) -> None:
     assert "model.calib" not in files
 
 
-def test_exclude_by_type_and_by_name(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_exclude_by_type_and_by_name() -> None:
     plan = as_json("quantize --exclude Gemm --exclude 'block1/depthwise/*' -o new.onnx --json --force")["plan"]
     reasons = {op["operator"]: op["reason"] for op in plan["floats"]}
     assert reasons["logits"] == "--exclude Gemm"
@@ -194,8 +198,11 @@ def test_exclude_by_type_and_by_name(work: Path) -> None:
 
 
 def test_a_policy_decides(work: Path) -> None:
-    text = "version: 1\nrules:\n  - match: {op_types: [Gemm]}\n    float: true\n  - match: {op_types: [Conv]}\n    weights: {scheme: per-tensor}\n"
-    (work / "policy.yaml").write_text(text)
+    (work / "policy.yaml").write_text(
+        "version: 1\nrules:\n"
+        "  - match: {op_types: [Gemm]}\n    float: true\n"
+        "  - match: {op_types: [Conv]}\n    weights: {scheme: per-tensor}\n"
+    )
     plan = as_json("quantize --policy policy.yaml -o new.onnx --json")["plan"]
     assert {op["operator"]: op["reason"] for op in plan["floats"]}["logits"] == "rules[0] (policy.yaml:3)"
     weights = [entry for entry in plan["entries"] if entry["role"] == "weight"]
@@ -205,7 +212,8 @@ def test_a_policy_decides(work: Path) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "shapes"), [("per-tensor", {0}), ("per-channel", {1})])
-def test_scheme(scheme: str, shapes: set[int], work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_scheme(scheme: str, shapes: set[int]) -> None:
     plan = as_json(f"quantize --scheme {scheme} -o new.onnx --json")["plan"]
     weights = [entry for entry in plan["entries"] if entry["role"] == "weight"]
     assert {np.ndim(entry["params"]["scale"]) for entry in weights} == shapes
@@ -227,7 +235,8 @@ def test_tensorrt_gets_symmetric_int8(work: Path) -> None:
     assert "candidate model.int8.tensorrt.onnx" in ok(f"evaluate model.onnx --data {EVALUATION} {FEW}").stderr
 
 
-def test_generic_keeps_every_clamp(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_generic_keeps_every_clamp() -> None:
     ok("quantize --target generic")
     kinds = [node.op_type for node in onnx.load("model.int8.generic.onnx").graph.node]
     clips = [node.op_type for node in onnx.load("model.onnx").graph.node if node.op_type == "Clip"]
@@ -235,14 +244,16 @@ def test_generic_keeps_every_clamp(work: Path) -> None:
 
 
 @pytest.mark.parametrize("calibrator", ["minmax", "average", "percentile", "entropy", "mse"])
-def test_every_calibrator_from_the_same_statistics(calibrator: str, work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_every_calibrator_from_the_same_statistics(calibrator: str) -> None:
     found = as_json(f"quantize --calibrator {calibrator} -o new.onnx --json")
     methods = {entry["method"] for entry in found["plan"]["entries"] if entry["role"] == "activation"}
     assert calibrator in methods
     assert found["proof"]["fidelity"][0]["sqnr_db"] > 20
 
 
-def test_parameters_of_a_calibrator_matter(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_parameters_of_a_calibrator_matter() -> None:
     scales = []
     for percentile in ("99.9", "90"):
         plan = as_json(f"quantize --calibrator percentile:percentile={percentile} -o new.onnx --force --json")["plan"]
@@ -250,7 +261,8 @@ def test_parameters_of_a_calibrator_matter(work: Path) -> None:
     assert sum(wide > narrow for wide, narrow in zip(*scales, strict=True)) > len(scales[0]) / 2
 
 
-def test_types_on_the_command_line(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_types_on_the_command_line() -> None:
     plan = as_json("quantize --weights uint8 --activations int8 -o new.onnx --json")["plan"]
     types = {
         role: {e["params"]["dtype"] for e in plan["entries"] if e["role"] == role} for role in ("weight", "activation")
@@ -261,7 +273,8 @@ def test_types_on_the_command_line(work: Path) -> None:
 # what is printed where
 
 
-def test_results_go_to_stdout_and_the_rest_to_stderr(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_results_go_to_stdout_and_the_rest_to_stderr() -> None:
     for command in (
         f"calibrate model.onnx --data {CALIBRATION} --force",
         "quantize --force",
@@ -280,7 +293,8 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(work: Path) -> None:
         assert result.stderr == ""
 
 
-def test_quiet_says_nothing(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_quiet_says_nothing() -> None:
     for command in (f"calibrate model.onnx --data {CALIBRATION} --force -q", "quantize --force --quiet"):
         result = ok(command)
         assert (result.stdout, result.stderr) == ("", "")
@@ -289,20 +303,23 @@ def test_quiet_says_nothing(work: Path) -> None:
     json.loads(result.stdout)
 
 
-def test_a_bad_result_is_said_even_when_quiet(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_a_bad_result_is_said_even_when_quiet() -> None:
     result = ok("quantize --calibrator percentile:percentile=51 -o new.onnx -q")
     assert re.search(r"^warning: output 'logits' has an SQNR of -?[\d.]+ dB on 4 samples", result.stderr, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", ["inspect model.onnx", "targets", "doctor", "policy show", "evaluate --samples 8"])
-def test_tables_are_tidy(command: str, work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_tables_are_tidy(command: str) -> None:
     data = f" --data {EVALUATION}" if command.startswith("evaluate") else ""
     for line in ok(command + data).stdout.splitlines():
         assert line == line.rstrip()
         assert line.isprintable()
 
 
-def test_json_of_inspect(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_json_of_inspect() -> None:
     found = as_json("inspect model.onnx --json")
     assert found["opset"] == 17
     assert found["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 32, 32]}]
@@ -317,7 +334,8 @@ def test_json_of_inspect(work: Path) -> None:
     assert {"operator": "logits", "op_type": "Gemm", "reason": "--exclude Gemm"} in with_ranges["float"]
 
 
-def test_inspect_gives_every_decision_a_line_and_a_reason(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_inspect_gives_every_decision_a_line_and_a_reason() -> None:
     shown, found = ok("inspect model.onnx --exclude Gemm").stdout, as_json("inspect model.onnx --exclude Gemm --json")
     for value in found["values"]:
         assert re.search(rf"^{re.escape(value['value'])} +{re.escape(value['reason'])}$", shown, re.MULTILINE)
@@ -355,7 +373,7 @@ def test_doctor_names_the_extra_that_brings_gpus(monkeypatch: pytest.MonkeyPatch
 
 
 def test_policy_from_the_first_line_to_a_model(work: Path) -> None:
-    import jsonschema
+    import jsonschema  # type: ignore[import-untyped, unused-ignore]
     from ruamel.yaml import YAML
 
     assert "policy.yaml: written" in ok("policy init").stderr
@@ -393,7 +411,8 @@ def test_help_lists_every_command() -> None:
     assert all(command[0] in text for command in COMMANDS)
 
 
-def test_examples_use_options_that_exist(work: Path) -> None:
+@pytest.mark.usefixtures("work")
+def test_examples_use_options_that_exist() -> None:
     for command in COMMANDS:
         text = ok(f"{' '.join(command)} --help").stdout
         example = text[text.index("Example:") : text.index("╭")]
@@ -471,6 +490,11 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
         "calibrating: 40/100 samples, 4.0/s, 15 s left",
         "calibrating: 100/100 samples, 4.0/s, 0 s left",
     ]
+
+
+def test_names_are_no_markup_and_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal().note("layer:x:0 [bold]b[/bold] a:b:c")
+    assert capsys.readouterr().err == "note: layer:x:0 [bold]b[/bold] a:b:c\n"
 
 
 def test_long_paths_and_brackets_are_shown_as_they_are(work: Path) -> None:

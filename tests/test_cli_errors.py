@@ -1,9 +1,9 @@
-"""Every mistake of ``bad_inputs``: exit code 2, one line that says what is wrong and one that helps, and no file left."""
+"""Every mistake of ``bad_inputs``: exit code 2, one line that says what is wrong, one that helps, no file left."""
 
 from __future__ import annotations
 
-import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_inputs import CASES, Case, conv_model, good_folder, run, snapshot
+
+from tests.bad_inputs import CASES, Case, conv_model, good_folder, run, snapshot
 
 ONE_LINE = 320
 """Characters of an error line that a person still reads."""
@@ -90,15 +91,16 @@ def test_a_bug_says_that_it_is_one(work: Path, monkeypatch: pytest.MonkeyPatch) 
         run(f"inspect {work}/model.onnx --debug")
 
 
+@pytest.mark.usefixtures("work")
 @pytest.mark.parametrize("command", ["", "policy"])
-def test_without_a_command_the_help_is_shown(command: str, work: Path) -> None:
+def test_without_a_command_the_help_is_shown(command: str) -> None:
     result = run(command)
     assert result.code == 2
     assert "Commands" in result.stdout
     assert result.stderr == ""
 
 
-def test_a_full_disk_behind_stdout(work: Path) -> None:
+def test_a_full_disk_behind_stdout() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", "from qconvert.cli import main; main()", "policy", "schema"],
@@ -111,13 +113,19 @@ def test_a_full_disk_behind_stdout(work: Path) -> None:
     assert "error: No space left on device" in done.stderr
 
 
-def test_control_c_leaves_nothing(work: Path) -> None:
+@pytest.mark.parametrize(
+    "command",
+    ["calibrate model.onnx --data many.npy -o new.calib", "evaluate model.onnx model.int8.onnx --data many.npy"],
+)
+def test_control_c_leaves_nothing(command: str, work: Path) -> None:
     rows = np.lib.format.open_memmap(work / "many.npy", mode="w+", dtype=np.float32, shape=(3_000_000, 1, 8, 8))
     del rows  # a sparse file: no block of it was written
-    before = {name: data for name, data in snapshot_names(work).items()}
-    command = [sys.executable, "-c", "from qconvert.cli import main; main()"]
+    before = sizes(work)
+    listen = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # it may be ignored where tests run
+    )
     process = subprocess.Popen(
-        [*command, "calibrate", "model.onnx", "--data", "many.npy", "-o", "new.calib"],
+        [sys.executable, "-c", f"{listen}; from qconvert.cli import main; main()", *shlex.split(command)],
         stderr=subprocess.PIPE,
         text=True,
         cwd=work,
@@ -130,11 +138,11 @@ def test_control_c_leaves_nothing(work: Path) -> None:
     assert process.returncode == 130
     assert re.search(r"^error: interrupted, no half-written file is left$", stderr, re.MULTILINE)
     assert "Traceback" not in stderr
-    assert snapshot_names(work) == before
+    assert sizes(work) == before
 
 
-def snapshot_names(folder: Path) -> dict[str, int]:
-    return {str(path): os.stat(path).st_size for path in folder.rglob("*")}
+def sizes(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_size for path in folder.rglob("*")}
 
 
 def test_the_good_folder_is_good(work: Path) -> None:

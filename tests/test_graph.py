@@ -179,6 +179,20 @@ def test_tidy_keeps_public_names() -> None:
     assert [value.name for value in graph.graph.outputs] == ["y", "y_1"]
 
 
+def test_tidy_leaves_results_out_that_were_left_out() -> None:
+    graph = model(
+        "s, h = GRU<hidden_size=16>(x, w, r) y = Neg(h)",
+        inputs="float[5,1,16] x",
+        weights={"w": weight(1, 48, 16), "r": weight(1, 48, 16)},
+    )
+    node = graph.graph[0]
+    node.outputs[0].name = ""
+    tidy(graph)
+    assert [op.name for op in operators(graph)] == ["h", "y"]
+    assert node.outputs[0].name == ""
+    open_session(graph)
+
+
 def test_the_same_model_gives_the_same_bytes() -> None:
     assert serialize(branches()) == serialize(branches())
 

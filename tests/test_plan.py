@@ -15,7 +15,7 @@ from qconvert.calibrators.percentile import Percentile
 from qconvert.errors import CalibrationError, PlanError
 from qconvert.graph import load_model, serialize
 from qconvert.histogram import TensorStats
-from qconvert.numerics import INT8, INT32, UINT8, QuantParams, params_from_range, quantize
+from qconvert.numerics import INT8, INT32, UINT8, QuantParams, QuantType, params_from_range, quantize
 from qconvert.plan import Plan, candidate_values, make_placement, make_plan
 from qconvert.plan.activations import _saturates
 from qconvert.plan.weights import _room_for_bias, weight_params
@@ -165,13 +165,13 @@ def test_candidates_of_the_sample_models(path: Path, target: str) -> None:
 
 finite = st.floats(-1e4, 1e4, width=32)
 ranges = st.tuples(finite, finite).map(sorted)
-grids = st.builds(
-    lambda ends, dtype, symmetric, narrow: params_from_range(*ends, dtype, symmetric=symmetric, narrow_range=narrow),
-    ranges,
-    st.sampled_from([UINT8, INT8]),
-    st.booleans(),
-    st.booleans(),
-)
+
+
+def grid(ends: list[float], dtype: QuantType, kind: str) -> QuantParams:
+    return params_from_range(ends[0], ends[1], dtype, symmetric=kind == "symmetric", narrow_range=kind == "narrow")
+
+
+grids = st.builds(grid, ranges, st.sampled_from([UINT8, INT8]), st.sampled_from(["symmetric", "narrow", "asymmetric"]))
 
 
 @settings(max_examples=300, deadline=None)
@@ -192,8 +192,8 @@ def test_an_absorbed_clamp_changes_only_ties(params: QuantParams, bounds: list[f
 
 @pytest.mark.parametrize("dtype", [UINT8, INT8])
 @pytest.mark.parametrize("top", [0.1, 1.0, 3.7, 6.0])
-def test_relu_and_relu6_are_absorbed_by_asymmetric_grids(top: float, dtype: ir.DataType) -> None:
-    params = params_from_range(0.0, top, dtype, symmetric=False)  # type: ignore[arg-type]
+def test_relu_and_relu6_are_absorbed_by_asymmetric_grids(top: float, dtype: QuantType) -> None:
+    params = params_from_range(0.0, top, dtype, symmetric=False)
     assert _saturates(params, 0.0, float("inf"))
     assert _saturates(params, 0.0, 6.0)
     assert not _saturates(params, 0.0, 0.9 * top)

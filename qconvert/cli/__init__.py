@@ -1,9 +1,13 @@
-"""The command line: parse, call one public function, render, exit code. One file a command; heavy imports wait until a command runs."""
+"""The command line: parse, call one public function, render, exit code. One file a command.
+
+Heavy imports wait until a command runs.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import typer
 
@@ -20,7 +24,8 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="qconvert",
     help="Quantize ONNX models and prove that they still work.",
-    epilog="Start with: qconvert calibrate model.onnx --data images/ ; qconvert quantize ; qconvert evaluate --data labelled/",
+    epilog="Start with: qconvert calibrate model.onnx --data images/ ; qconvert quantize ; "
+    "qconvert evaluate --data labelled/",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -48,7 +53,7 @@ app.command("demo")(demo.command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 1 a gate was missed, 2 the user can mend it, 3 a bug, 130 interrupted."""
+    """Runs the command line and exits: 0 done, 1 a gate was missed, 2 the user can mend it, 3 a bug, 130 Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(_run(given))
 
@@ -56,35 +61,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments), prog_name="qconvert", standalone_mode=False)
-    except QConvertError as error:
-        if "--debug" in arguments:
-            raise
-        return _fail(str(error), error.hint, 2)
-    except _UsageError as error:
-        message = _usage(error)  # empty where there was no command: then the help has been shown
-        return _fail(message, f"see '{' '.join(('qconvert', *_command(arguments), '--help'))}'", 2) if message else 2
+        if code != INTERRUPTED:  # which Typer returns after Ctrl-C, without a word
+            return code if isinstance(code, int) else 0
+        failure = _INTERRUPTION
     except (KeyboardInterrupt, typer.Abort):
-        return _interruption()
-    except OSError as error:  # every path that is given is checked where it is used; this is what no check foresees
-        if "--debug" in arguments:
-            raise
-        place = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{place}{error.strerror or error}", "check the rights on that file and the space on its disk", 2)
-    except MemoryError:
-        return _fail("out of memory", "use fewer samples at once: --threads 1", 2)
+        failure = _INTERRUPTION
     except Exception as error:
-        if "--debug" in arguments:
+        if "--debug" in arguments and not isinstance(error, _UsageError):
             raise
-        if _interrupted(error):
-            return _interruption()
-        return _fail(
-            f"a bug in qconvert: {type(error).__name__}: {error}",
-            "please report it with the output of the same command and --debug",
-            3,
+        failure = _failure(error, arguments)
+    if failure.message:
+        from qconvert.cli.terminal import error_line  # noqa: PLC0415 - rich is not needed until something is shown
+
+        error_line(failure.message, failure.hint)
+    return failure.code
+
+
+class _Failure(NamedTuple):
+    message: str
+    hint: str
+    code: int
+
+
+_INTERRUPTION = _Failure("interrupted, no half-written file is left", "", INTERRUPTED)
+
+
+def _failure(error: Exception, arguments: Sequence[str]) -> _Failure:
+    """What an error means to the user."""
+    if isinstance(error, QConvertError):
+        return _Failure(str(error), error.hint, 2)
+    if isinstance(error, _UsageError):  # without a message where there was no command: then the help has been shown
+        return _Failure(_usage(error), f"see '{' '.join(('qconvert', *_command(arguments), '--help'))}'", 2)
+    if _interrupted(error):
+        return _INTERRUPTION
+    if isinstance(
+        error, OSError
+    ):  # every path that is given is checked where it is used; this is what no check foresees
+        place = f"{error.filename}: " if error.filename else ""
+        return _Failure(
+            f"{place}{error.strerror or error}", "check the rights on that file and the space on its disk", 2
         )
-    if code == INTERRUPTED:  # Typer returns it after Ctrl-C, without a word
-        return _interruption()
-    return code if isinstance(code, int) else 0
+    if isinstance(error, MemoryError):
+        return _Failure("out of memory", "use fewer samples at once: --threads 1", 2)
+    message = f"a bug in qconvert: {type(error).__name__}: {error}"
+    return _Failure(message, "please report it with the output of the same command and --debug", 3)
 
 
 def _interrupted(error: BaseException | None) -> bool:
@@ -92,10 +112,6 @@ def _interrupted(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
-
-
-def _interruption() -> int:
-    return _fail("interrupted, no half-written file is left", "", INTERRUPTED)
 
 
 def _usage(error: Exception) -> str:
@@ -113,10 +129,3 @@ def _command(arguments: Sequence[str]) -> list[str]:
         found.append(word)
         commands = {command.name for command in policy.app.registered_commands} if word == "policy" else set()
     return found
-
-
-def _fail(message: str, hint: str, code: int) -> int:
-    from qconvert.cli.terminal import error_line  # noqa: PLC0415 - rich is not needed until something is shown
-
-    error_line(message, hint)
-    return code

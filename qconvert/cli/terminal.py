@@ -19,7 +19,7 @@ PLAIN_INTERVAL = 10.0
 
 def stderr() -> Console:
     """A console on stderr; colour only on a terminal and without ``NO_COLOR``."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 def error_line(message: str, hint: str) -> None:
@@ -45,6 +45,7 @@ class Terminal(Listener):
         self.what, self.total, self.began, self.spoke = "", 0, 0.0, 0.0
 
     def note(self, text: str) -> None:
+        """A line, unless quiet."""
         if not self.quiet:
             self.console.print(f"[dim]note:[/] {escape(text)}")
 
@@ -58,6 +59,7 @@ class Terminal(Listener):
         self.console.print(f"[yellow]warning:[/] {escape(text)}")
 
     def start(self, what: str, total: int) -> None:
+        """Shows a bar where someone watches."""
         self.what, self.total, self.began = what, total, time.monotonic()
         self.spoke = self.began
         if self.quiet or not sys.stderr.isatty():
@@ -68,6 +70,7 @@ class Terminal(Listener):
         self.bar.start()
 
     def advance(self, done: int) -> None:
+        """Moves the bar, or prints a line when the last one is old."""
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=done)
             return
@@ -80,6 +83,7 @@ class Terminal(Listener):
         self.console.print(f"{self.what}: {done}/{self.total} samples, {rate:.1f}/s, {left:.0f} s left")
 
     def finish(self) -> None:
+        """Takes the bar away."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

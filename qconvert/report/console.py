@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qconvert.kernel_census import Kernel
     from qconvert.machine import Machine
     from qconvert.pipeline import Inspection, Proof, Quantized
-    from qconvert.plan import FloatOp, Plan
+    from qconvert.plan import FloatOp, Plan, Role
     from qconvert.targets import Target
 
 LOW_DB = 10.0
@@ -64,9 +64,13 @@ def _facts(*rows: tuple[str, str]) -> Table:
     return table
 
 
+def _stdout() -> Console:
+    return Console(highlight=False, emoji=False)
+
+
 def _show(*parts: RenderableType, console: Console | None = None) -> None:
     """Prints the parts with a blank line between them and no blanks at the ends of lines."""
-    console = console or Console(highlight=False)
+    console = console or _stdout()
     with console.capture() as captured:
         for index, part in enumerate(parts):
             if index:
@@ -80,7 +84,7 @@ def size(count: int) -> str:
     """Bytes for people: ``3.6 MB``."""
     amount = float(count)
     for unit in ("B", "kB", "MB"):
-        if amount < 1000:  # noqa: PLR2004 - decimal units
+        if amount < 1000:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.2f} GB"
@@ -98,19 +102,14 @@ def quantized(result: Quantized, console: Console) -> None:
     """The summary of quantize."""
     plan, proof = result.plan, result.proof
     methods = Counter(entry.method for entry in plan.of("activation") if entry.method != "same scale")
-    counts = {role: len(plan.of(role)) for role in ("activation", "weight", "bias")}
+    roles: tuple[Role, ...] = ("activation", "weight", "bias")
+    before, after, absorbed = result.size_before, result.size_after, _many(len(plan.absorbed), "clamp")
     facts = _facts(
         ("target", plan.target),
-        (
-            "operators",
-            f"{len(plan.integer)} on integers, {len(plan.floats)} in float, {_many(len(plan.absorbed), 'clamp')} absorbed",
-        ),
-        ("tensors", ", ".join(_many(count, role) for role, count in counts.items())),
+        ("operators", f"{len(plan.integer)} on integers, {len(plan.floats)} in float, {absorbed} absorbed"),
+        ("tensors", ", ".join(_many(len(plan.of(role)), role) for role in roles)),
         ("ranges", ", ".join(f"{name} {count}" for name, count in methods.most_common())),
-        (
-            "size",
-            f"{size(result.size_before)} -> {size(result.size_after)} ({_percent(result.size_after, result.size_before)})",
-        ),
+        ("size", f"{size(before)} -> {size(after)} ({_percent(after, before)})"),
         ("heavy kernels", _kernel_line(proof.kernels)),
         *(
             (f"SQNR {one.output}", f"{decibels(one.sqnr_db)} on {_many(one.samples, 'calibration sample')}")
@@ -135,13 +134,14 @@ def warn_proof(proof: Proof, warn: Callable[[str], None]) -> None:
     for on, off in zip(proof.fidelity, proof.unoptimized, strict=True):
         if on.sqnr_db < LOW_DB:
             warn(
-                f"output '{on.output}' has an SQNR of {on.sqnr_db:.1f} dB on {on.samples} samples: the model likely lost its accuracy; "
-                "try another --calibrator, or leave operators float with --exclude"
+                f"output '{on.output}' has an SQNR of {on.sqnr_db:.1f} dB on {on.samples} samples: the model likely "
+                "lost its accuracy; try another --calibrator, or leave operators float with --exclude"
             )
         if abs(on.sqnr_db - off.sqnr_db) > APART_DB:
             warn(
-                f"output '{on.output}': SQNR {on.sqnr_db:.1f} dB with onnxruntime's optimizations, {off.sqnr_db:.1f} dB without "
-                f"({on.samples} samples): its fused kernels compute something else on this machine ('qconvert doctor')"
+                f"output '{on.output}': SQNR {on.sqnr_db:.1f} dB with onnxruntime's optimizations, "
+                f"{off.sqnr_db:.1f} dB without ({on.samples} samples): its fused kernels compute something else "
+                "on this machine ('qconvert doctor')"
             )
 
 
@@ -236,7 +236,7 @@ def inspection(result: Inspection) -> None:
     integer = Counter(op.op_type for op in result.placement.integer.values())
     for op_type, count in result.operators:
         counts.add_row(op_type, str(count), str(integer.get(op_type, 0) or "-"))
-    console = Console(highlight=False)
+    console = _stdout()
     parts: list[RenderableType] = [_facts(*facts), counts, _reasons(result, console)]
     if result.plan is not None:
         parts.append(_ranges(result.plan, console))
@@ -271,7 +271,7 @@ def _ranges(plan: Plan, console: Console) -> Text:
 
 
 def _pairs(rows: Sequence[tuple[str, str]], console: Console, right: int) -> list[str]:
-    """Two columns, the second at most ``right`` wide; on a terminal too narrow for a row, its text stands below its name."""
+    """Two columns, the second at most ``right`` wide; where a terminal is too narrow, a text stands below its name."""
     left = max((len(name) for name, _ in rows), default=0)
     if not console.is_terminal:
         return [f"{name:<{left}}  {text}" for name, text in rows]
@@ -279,10 +279,10 @@ def _pairs(rows: Sequence[tuple[str, str]], console: Console, right: int) -> lis
     left, indent = (min(left, room), min(left, room) + 2) if room >= WIDTH // 4 else (min(left, WIDTH // 4), 6)
     lines = []
     for name, text in rows:
-        fits = len(name) <= left and left + 2 + len(text) <= console.width
-        lines += (
-            [f"{name:<{left}}  {text}"] if fits else [name, *_wrapped(text, console.width, " " * indent, " " * indent)]
-        )
+        if len(name) <= left and left + 2 + len(text) <= console.width:
+            lines.append(f"{name:<{left}}  {text}")
+        else:
+            lines += [name, *_wrapped(text, console.width, " " * indent, " " * indent)]
     return lines
 
 
