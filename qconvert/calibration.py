@@ -108,6 +108,8 @@ def load(path: Path) -> Calibration:
             found = header["format"]
             if found == FORMAT:
                 return _read(header, archive)
+    except PermissionError as error:
+        raise CalibrationError(f"{path}: no permission to read it", hint="check its rights") from error
     except Exception as error:  # numpy, zipfile, zlib and json raise a dozen unrelated classes on damaged bytes
         message = f"{path}: not a readable calibration file"
         raise CalibrationError(message, hint="it may be truncated; calibrate again") from error

@@ -6,28 +6,24 @@ and reducing one sample overlaps with running the next.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort
 
 from qconvert.accumulate import Accumulator, scratch
-from qconvert.errors import CalibrationError, CorruptSampleError, DataError
+from qconvert.errors import CalibrationError
 from qconvert.fetch import Fetcher
 from qconvert.graph import is_constant, operators
 from qconvert.histogram import TensorStats
-from qconvert.samples import Sample, SampleSet
+from qconvert.samples import SampleSet
 from qconvert.session import open_session
-from qconvert.workers import default_workers, release_memory, run_workers
-
-Progress = Callable[[int], None]
-"""Called with the number of samples done or skipped, from any thread, one at a time."""
+from qconvert.visit import Progress, Visit
+from qconvert.workers import release_memory
 
 
 @dataclass(frozen=True)
@@ -71,87 +67,38 @@ def capture(
         DataError: If no sample could be read, or any with ``strict``.
         ModelError: If onnxruntime refuses the model or a sample.
     """
-    state = _Pass(samples, strict, progress, _masks(model))
     inputs = {value.name for value in model.graph.inputs}
     outputs = [value.name or "" for value in model.graph.outputs if value.dtype == ir.DataType.FLOAT]
     fetched = list(dict.fromkeys(name for name in (*names, *outputs) if name not in inputs))
     with _exposed(model, fetched) as augmented:
         session = open_session(augmented, provider=provider, threads=1)
     release_memory()
-    workers = min(threads or default_workers(), max(len(samples), 1))
-    run_workers(workers, lambda: _work(state, session, names, fetched), state.stop)
-    if state.done == 0:
-        first = state.skipped[min(state.skipped)][1]
-        raise DataError(
-            f"none of the {len(samples)} samples can be read; the first: {first}",
-            hint="mend them, or give others with --data",
-        )
-    merged = {name: sum((part[name].stats() for part in state.parts), TensorStats()) for name in names}
-    return Captured(merged, state.done, tuple(state.skipped[index] for index in sorted(state.skipped)))
+    visit, masks = Visit(samples, strict, progress), _masks(model)
+    parts: list[dict[str, Accumulator]] = []
+
+    def work() -> None:
+        part = _observe(visit, Fetcher(session, fetched), names, masks)
+        with visit.lock:
+            parts.append(part)
+
+    visit.run(work, threads)
+    merged = {name: sum((part[name].stats() for part in parts), TensorStats()) for name in names}
+    return Captured(merged, visit.done, visit.skipped)
 
 
-@dataclass
-class _Pass:
-    """What the threads of one pass share."""
-
-    samples: SampleSet
-    strict: bool
-    progress: Progress | None
-    masks: frozenset[str]
-    stop: threading.Event = field(default_factory=threading.Event)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    next_index: int = 0
-    done: int = 0
-    skipped: dict[int, tuple[str, str]] = field(default_factory=dict)
-    parts: list[dict[str, Accumulator]] = field(default_factory=list)
-
-    def indices(self) -> Iterator[int]:
-        while not self.stop.is_set():
-            with self.lock:
-                index = self.next_index
-                self.next_index += 1
-            if index >= len(self.samples):
-                return
-            yield index
-
-    def load(self, index: int) -> Sample | None:
-        try:
-            return self.samples.load(index)
-        except CorruptSampleError as error:
-            if self.strict:
-                raise
-            with self.lock:
-                self.skipped[index] = (error.sample, str(error))
-                self._tell()
-            return None
-
-    def finish(self) -> None:
-        with self.lock:
-            self.done += 1
-            self._tell()
-
-    def _tell(self) -> None:
-        if self.progress is not None:
-            self.progress(self.done + len(self.skipped))
-
-
-def _work(state: _Pass, session: ort.InferenceSession, names: Sequence[str], fetched: Sequence[str]) -> None:
+def _observe(visit: Visit, fetch: Fetcher, names: Sequence[str], masks: frozenset[str]) -> dict[str, Accumulator]:
+    """One thread's share of the samples."""
     part = {name: Accumulator() for name in names}
-    watched = [name for name in fetched if name not in part]
-    tables, fetch = scratch(), Fetcher(session, fetched)
-    for index in state.indices():
-        sample = state.load(index)
-        if sample is None:
-            continue
+    watched = [name for name in fetch.names if name not in part]
+    tables = scratch()
+    for _, sample in visit:
         results = {**sample.feeds, **fetch(sample.feeds)}
         for name in names:
             if not part[name].add(results[name], tables):
-                _check_non_finite(name, np.asarray(results[name]), sample.name, state.masks)
+                _check_non_finite(name, np.asarray(results[name]), sample.name, masks)
         for name in watched:
             _check_non_finite(name, np.asarray(results[name]), sample.name, frozenset())
-        state.finish()
-    with state.lock:
-        state.parts.append(part)
+    return part
 
 
 def _check_non_finite(name: str, values: npt.NDArray[Any], sample: str, masks: frozenset[str]) -> None:

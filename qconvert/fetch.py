@@ -1,4 +1,4 @@
-"""Runs a session again and again into the same memory: outputs are read where onnxruntime writes them, without a copy or a page fault."""
+"""Runs a session again and again into the same memory: outputs are read where onnxruntime writes them, uncopied."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from qconvert.session import Feeds, numpy_type, run
 class Fetcher:
     """Fetches some tensor outputs of a session; for one thread.
 
-    The memory that the first run allocates is bound for the next ones while the input shapes stay the same; models whose output shapes
-    depend on the data get new memory for every run.
+    The memory that the first run allocates is bound for the next ones while the input shapes stay the same; models
+    whose output shapes depend on the data get new memory for every run.
     """
 
     def __init__(self, session: ort.InferenceSession, names: Sequence[str]) -> None:
@@ -76,4 +76,4 @@ def _view(value: ort.OrtValue) -> npt.NDArray[Any]:
     if count == 0:
         return np.empty(shape, dtype)
     memory = (ctypes.c_byte * (count * dtype.itemsize)).from_address(value.data_ptr())
-    return np.frombuffer(memory, dtype).reshape(shape)
+    return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)

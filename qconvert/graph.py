@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from qconvert.errors import ModelError
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 INLINE_LIMIT = 1_800_000_000
 """Weights beyond this many bytes do not fit a protobuf (2 GiB) with room for the graph; they go to a second file."""
 
@@ -93,8 +94,20 @@ def load_model(path: Path) -> ir.Model:
         ) from error
     if not len(model.graph):
         raise ModelError(f"{path}: the model holds no operator", hint="the file may be truncated or of another kind")
+    _check_inputs(model, path)
     _check_external_data(model, path)
     return model
+
+
+def _check_inputs(model: ir.Model, path: Path) -> None:
+    for op in operators(model):
+        for value in op.node.inputs:
+            if value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer():
+                continue
+            raise ModelError(
+                f"{path}: not a valid model: '{value.name}', an input of {op.op_type} {op.name}, comes from nowhere",
+                hint="export it again; onnx.checker.check_model names every such fault",
+            )
 
 
 def _check_external_data(model: ir.Model, path: Path) -> None:

@@ -163,7 +163,8 @@ def params_from_range(
     qmin = dtype.qmin + (1 if narrow_range and dtype.signed else 0)
     qmax = dtype.qmax
     if symmetric:
-        zero = np.where(lo < 0, 0 if dtype.signed else (qmax + 1) // 2, 0)
+        # one zero point for all channels: runtimes do not take several
+        zero = np.full(lo.shape, 0 if dtype.signed or (lo >= 0).all() else (qmax + 1) // 2)
         scale = np.maximum(-lo, hi) / (qmax - zero)
     else:
         scale = (hi - lo) / (qmax - qmin)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from qconvert import __version__, calibration
 from qconvert.calibration import Calibration
 from qconvert.capture import capture
-from qconvert.comparison import Evaluation, Fidelity, compare_models, compare_outputs, file_size
+from qconvert.comparison import Evaluation, compare_models, compare_outputs, file_size
 from qconvert.errors import CalibrationError, CorruptSampleError, DataError, ModelError
 from qconvert.files import atomic_output, check_writable
 from qconvert.graph import Port, file_hash, load_model, operators, opset, ports, write_model
@@ -30,6 +30,7 @@ from qconvert.preprocess import Preprocess
 from qconvert.rewrite.qdq import needed_opset, to_qdq
 from qconvert.samples import InputSpec, SampleSet, open_samples
 from qconvert.samples.find import find as find_samples
+from qconvert.scores import Fidelity
 from qconvert.session import Feeds, check_provider
 from qconvert.targets import Target
 

@@ -97,7 +97,10 @@ def open_session(
             session = ort.InferenceSession(_source(model, Path(folder)), options, providers=wanted)
         except Exception as error:  # onnxruntime raises a dozen unrelated classes, some of them bare Exception
             place = f"{model}: " if isinstance(model, Path) else ""
-            raise ModelError(f"{place}onnxruntime refuses the model: {one_line(error)}") from error
+            raise ModelError(
+                f"{place}onnxruntime refuses the model: {one_line(error)}",
+                hint="mend or re-export it, or update onnxruntime ('qconvert doctor' shows the version)",
+            ) from error
     session.disable_fallback()
     if session.get_providers()[0] != wanted[0]:
         message = f"provider '{provider}' could not start: its libraries did not load"

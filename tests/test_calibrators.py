@@ -470,7 +470,7 @@ def test_mse_is_nearly_as_good_as_the_best_of_many_asymmetric_ranges(shape: str,
 
 @given(x=few.filter(np.any), bits=st.sampled_from([2, 4, 8]), narrow_range=st.booleans())
 @lawful
-def test_mse_of_few_values_is_as_good_as_the_best_of_many_ranges(x: Array, bits: int, narrow_range: bool) -> None:  # noqa: FBT001 - drawn by name
+def test_mse_of_few_values_is_as_good_as_the_best_of_many_ranges(x: Array, bits: int, narrow_range: bool) -> None:
     grid = Grid(QUANT_TYPES[f"int{bits}"], symmetric=True, narrow_range=narrow_range)
     whole = grid(MinMax(), x)
     best = min(mean_error(x, Range(whole.low * k / 100, whole.high * k / 100), grid) for k in range(1, 101))

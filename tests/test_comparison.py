@@ -14,8 +14,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
-from qconvert.errors import CorruptSampleError, DataError, ModelError
 from qconvert.comparison import Evaluation, Fidelity, compare_models, compare_outputs, file_size
+from qconvert.errors import CorruptSampleError, DataError, ModelError
 from qconvert.kernel_census import Kernel, census
 from qconvert.samples import SampleSet, open_samples
 from qconvert.session import open_session, run

@@ -228,6 +228,9 @@ def test_quantize_is_monotonic_and_saturates(dtype: QuantType, ends: tuple[float
 def test_channels_are_independent(dtype: QuantType, ends: list[tuple[float, float]], symmetric: bool) -> None:
     low, high = np.array(ends).T
     whole = grid(low, high, dtype, symmetric=symmetric, axis=0)
+    if symmetric and not dtype.signed:
+        assert len(set(whole.zero_point.tolist())) == 1  # runtimes take one zero point for all channels
+        return
     for channel, (lo, hi) in enumerate(ends):
         alone = grid(lo, hi, dtype, symmetric=symmetric)
         assert whole.scale[channel] == alone.scale
@@ -285,7 +288,7 @@ def test_symmetric_unsigned_has_its_zero_in_the_middle() -> None:
     assert grid(-1, 1, UINT8, symmetric=True).zero_point == 128
     assert grid(-1, 0, UINT8, symmetric=True).zero_point == 128
     assert grid(0, 1, UINT8, symmetric=True).zero_point == 0
-    assert grid([-1, 0], [1, 1], UINT8, symmetric=True, axis=0).zero_point.tolist() == [128, 0]
+    assert grid([-1, 0], [1, 1], UINT8, symmetric=True, axis=0).zero_point.tolist() == [128, 128]
 
 
 def test_narrow_range_leaves_the_lowest_level_out() -> None:

@@ -390,7 +390,7 @@ def test_the_first_rule_that_matches_counts_and_the_rest_is_inherited() -> None:
         ("*", "", False),
     ],
 )
-def test_patterns(pattern: str, text: str, expected: bool) -> None:  # noqa: FBT001 - a column of the table
+def test_patterns(pattern: str, text: str, expected: bool) -> None:
     policy = Policy(rules=(Rule(match=Match(names=(pattern,))),))
     assert bool(resolve(policy, op_type="Conv", names=(text,)).matched) is expected
 

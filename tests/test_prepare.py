@@ -220,7 +220,7 @@ def test_a_stage_that_changes_outputs_is_refused(monkeypatch: pytest.MonkeyPatch
         value.const_value = ir.Tensor(value.const_value.numpy() * 1.01)  # type: ignore[union-attr]
         return "weights made nicer"
 
-    monkeypatch.setattr(room, "_fold_constants", spoil)
+    monkeypatch.setattr(room, "fold_constants", spoil)
     graph = model("y = Conv(x, w, b)", weights=CONV)
     with pytest.raises(ModelError, match=r"folding constants changes output 0") as caught:
         prepare(graph, images())
@@ -233,7 +233,7 @@ def test_a_stage_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None
         message = "boom"
         raise ValueError(message)
 
-    monkeypatch.setattr(room, "_fold_constants", fail)
+    monkeypatch.setattr(room, "fold_constants", fail)
     graph = model("h = Conv(x, w, b) n = BatchNormalization(h, s, o, m, v) y = Relu(n)", weights=CONV | NORM)
     notes = checked(graph)
     assert notes[0] == "folding constants left out: boom"

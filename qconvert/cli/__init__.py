@@ -5,6 +5,7 @@ Heavy imports wait until a command runs.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -55,6 +56,8 @@ app.command("demo")(demo.command)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 a gate was missed, 2 the user can mend it, 3 a bug, 130 Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--debug" not in given:
+        logging.basicConfig(handlers=[logging.NullHandler()])  # what libraries log is for developers
     sys.exit(_run(given))
 
 

@@ -14,7 +14,8 @@ from qconvert.errors import CalibrationError, PlanError
 from qconvert.graph import Operator, constant, operand, operators
 from qconvert.histogram import TensorStats
 from qconvert.numerics import QUANT_TYPES, QuantParams, Range, params_from_range, quantize
-from qconvert.plan.placement import Placement, clamp_bounds
+from qconvert.plan.operands import clamp_bounds
+from qconvert.plan.placement import Placement
 from qconvert.plan.settings import SettingsTable
 from qconvert.plan.types import Absorbed, Entry, Site
 from qconvert.policy import Scheme, Settings

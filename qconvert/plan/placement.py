@@ -1,17 +1,14 @@
-"""Which operators become integer and which values carry a Q/DQ pair: a pure function of graph, settings and target.
-
-Light operators are quantized only on paths from one heavy operator to another: elsewhere a Q/DQ pair costs accuracy and
-saves nothing, and box decoding, normalization layers and what only they read stay float.
-"""
+"""Which values carry a Q/DQ pair, and who reads them dequantized: a pure function of graph, settings and target."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from qconvert.graph import STANDARD_DOMAINS, Operator, attributes, constant, is_constant, operand, operators, shape_of
+from qconvert.graph import FLOATS, Operator, is_constant, operand, operators, shape_of
+from qconvert.plan.operands import activation_values, fused_clamp, is_activation, is_float
+from qconvert.plan.selection import Selection
 from qconvert.plan.settings import SettingsTable
 from qconvert.plan.types import FloatOp, Site
 from qconvert.rules import OP_RULES, OpRule
@@ -84,155 +81,29 @@ def candidate_values(model: ir.Model, settings: SettingsTable) -> tuple[str, ...
     return tuple(wanted)
 
 
-def is_float(value: ir.Value | None) -> bool:
-    """Whether a value is known to be float32."""
-    return value is not None and value.dtype == ir.DataType.FLOAT
-
-
-def activation_values(op: Operator, rule: OpRule) -> list[ir.Value]:
-    """The operands of an operator that its rule calls activations, constants included."""
-    positions: Iterable[int] = range(len(op.node.inputs)) if rule.activations is None else rule.activations
-    found = (operand(op.node, position) for position in positions)
-    return [value for value in found if value is not None]
-
-
-def fused_clamp(value: ir.Value) -> ir.Node | None:
-    """The Relu or constant Clip that alone reads ``value``, so that runtimes compute both in one kernel."""
-    producer = value.producer()
-    rule = OP_RULES.get(producer.op_type) if producer is not None and producer.domain in STANDARD_DOMAINS else None
-    if rule is None or rule.kind not in {"heavy", "light"} or value.is_graph_output():
-        return None
-    uses = tuple(value.uses())
-    if len(uses) != 1 or uses[0].idx != 0:
-        return None
-    reader = uses[0].node
-    if reader.domain not in STANDARD_DOMAINS or reader.graph is not producer.graph:  # type: ignore[union-attr]
-        return None
-    return reader if clamp_bounds(reader) is not None else None
-
-
-def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:
-    """The bounds of a Relu or a Clip with constant bounds, else None."""
-    if node.op_type == "Relu":
-        return 0.0, float("inf")
-    if node.op_type != "Clip":
-        return None
-    bounds = []
-    for position, default in ((1, float("-inf")), (2, float("inf"))):
-        value = operand(node, position)
-        array = constant(value)
-        if value is not None and array is None:
-            return None
-        bounds.append(default if array is None else float(array.reshape(-1)[0]))
-    return bounds[0], bounds[1]
-
-
 class _Placer:
     def __init__(self, model: ir.Model, settings: SettingsTable, target: Target) -> None:
         self.model, self.settings, self.target = model, settings, target
         self.ops = list(operators(model))
-        self.by_node = {op.node: op for op in self.ops}
+        self.selection = Selection(self.ops, settings, target)
+        self.by_node = self.selection.by_node
         self.by_name = {op.name: op for op in self.ops}
         self.order = {op.node: index for index, op in enumerate(self.ops)}
-        self.why_float: dict[str, str] = {}
-        self.heavy: set[ir.Node] = set()
-        self.between: set[ir.Node] = set()
         self.out = Placement()
 
     def place(self) -> Placement:
-        self._choose()
-        self._prune()
         for op in self.ops:
-            if self._is_integer(op.node):
+            if self.selection.is_integer(op.node):
                 self.out.integer[op.name] = op
                 self._values_of(op)
             elif self._touches_float(op):
-                reason = self.why_float.get(op.name) or self._pruned_reason(op)
-                self.out.floats.append(FloatOp(op.name, op.op_type, reason))
+                self.out.floats.append(FloatOp(op.name, op.op_type, self.selection.why_float(op)))
                 self._bias_of(op)
         self._sort_values()
         return self.out
 
-    def _choose(self) -> None:
-        """Candidates by role, and the reason of every operator that cannot be one."""
-        for op in self.ops:
-            reason = self._refusal(op)
-            if reason:
-                self.why_float[op.name] = reason
-            elif OP_RULES[op.op_type].kind == "heavy":
-                self.heavy.add(op.node)
-            else:
-                self.between.add(op.node)
-
-    def _refusal(self, op: Operator) -> str:
-        if op.subgraph:
-            return f"inside {op.subgraph}: values in a subgraph cannot be observed from outside"
-        if self.settings[op].float:
-            return self.settings[op].reason
-        rule = OP_RULES.get(op.op_type)
-        if rule is None or rule.kind == "float":
-            return f"no integer kernel for {op.op_type}"
-        if rule.kind in {"heavy", "light", "same"} and op.op_type not in self.target.integer_ops:
-            return f"{self.target.name} has no integer kernel for {op.op_type}"
-        return _operand_refusal(activation_values(op, rule)) or _shape_refusal(op)
-
-    def _prune(self) -> None:
-        """Takes candidates away until each lies between integer operators."""
-        changed = True
-        while changed:
-            doomed = {node for node in self.between if not (self._fed(node) and self._read(node))}
-            self.between -= doomed
-            changed = bool(doomed)
-
-    def _fed(self, node: ir.Node) -> bool:
-        op = self.by_node[node]
-        values = [value for value in activation_values(op, OP_RULES[op.op_type]) if not is_constant(value)]
-        needs_integer_output = OP_RULES[op.op_type].kind == "light" and not self._is_bias_add(node)
-        return bool(values) and all(self._feeds(value, needs_integer_output) for value in values)
-
-    def _feeds(self, value: ir.Value, integer_output: bool) -> bool:  # noqa: FBT001
-        producer = value.producer()
-        if producer is None:
-            return False
-        if producer in self.heavy:
-            return not (integer_output and producer.op_type in self.target.float_output_ops)
-        if producer not in self.between:
-            return False
-        if integer_output and (OP_RULES[producer.op_type].kind in {"bridge", "relu"} or self._is_bias_add(producer)):
-            source = operand(producer, 0)
-            source = operand(producer, 1) if source is None or is_constant(source) else source
-            return source is not None and self._feeds(source, integer_output=True)
-        return True
-
-    def _read(self, node: ir.Node) -> bool:
-        return any(
-            use.node in self.heavy or use.node in self.between
-            for value in node.outputs
-            for use in value.uses()
-            if self._is_activation(use.node, use.idx)
-        )
-
-    def _is_activation(self, node: ir.Node, position: int) -> bool:
-        rule = OP_RULES.get(node.op_type) if node.domain in STANDARD_DOMAINS else None
-        return rule is not None and (rule.activations is None or position in rule.activations)
-
-    def _is_bias_add(self, node: ir.Node) -> bool:
-        """An Add of a constant row to a MatMul: the MatMul's bias, which its kernel adds in float."""
-        return self._bias_add(node) is not None
-
-    def _bias_add(self, node: ir.Node) -> tuple[ir.Node, int] | None:
-        """The MatMul and the operand that is its bias."""
-        if node.op_type != "Add":
-            return None
-        for data, row in ((0, 1), (1, 0)):
-            value, bias = operand(node, data), operand(node, row)
-            producer = value.producer() if value is not None else None
-            if producer in self.heavy and producer.op_type == "MatMul" and bias is not None and is_constant(bias):
-                return (producer, row) if bias.shape is not None and len(bias.shape) <= 1 else None
-        return None
-
     def _bias_of(self, add: Operator) -> None:
-        found = self._bias_add(add.node)
+        found = self.selection.bias_add(add.node)
         if found is None or add.subgraph or self.settings[add].float:
             return
         matmul, row = found
@@ -240,28 +111,10 @@ class _Placer:
         if shape is not None and (len(shape) == 2 or all(isinstance(size, int) for size in shape)):
             self.out.biases[self.by_node[matmul].name] = (add, row)
 
-    def _is_integer(self, node: ir.Node) -> bool:
-        if node in self.heavy:
-            return True
-        return node in self.between and OP_RULES[node.op_type].kind in {"light", "same"} and not self._is_bias_add(node)
-
     def _touches_float(self, op: Operator) -> bool:
         if op.name in self.out.clamps or op.node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             return False
-        return any(value.dtype in _FLOATS for value in op.node.outputs)
-
-    def _pruned_reason(self, op: Operator) -> str:
-        if op.node in self.between:
-            if self._is_bias_add(op.node):
-                return "bias of a MatMul: added in float by its kernel"
-            return "computed in float between quantized values"
-        if not any(is_float(value) for value in op.node.outputs):
-            return "not float32"
-        if not self._fed(op.node):
-            return "not every input comes from an integer operator"
-        return "no integer operator reads its result"
-
-    # values
+        return any(value.dtype in FLOATS for value in op.node.outputs)
 
     def _values_of(self, op: Operator) -> None:
         rule = OP_RULES[op.op_type]
@@ -323,7 +176,7 @@ class _Placer:
         return None if clamp is None or self.settings[self.by_node[clamp]].float else clamp
 
     def _reads_integer(self, node: ir.Node, position: int) -> bool:
-        return self._is_integer(node) and self._is_activation(node, position)
+        return self.selection.is_integer(node) and is_activation(node, position)
 
     def _add_output(self, value: ir.Value, why: str) -> None:
         clamp = self._clamp_of(value)
@@ -348,7 +201,7 @@ class _Placer:
         name = value.name or ""
         if name in table and self.out.why.get(name, "").startswith(("output of", "same scale")):
             return
-        readers = [idx for node, idx in self._readers(value) if node is op.node and self._is_activation(node, idx)]
+        readers = [idx for node, idx in self._readers(value) if node is op.node and is_activation(node, idx)]
         sites = tuple(Site(op.name, idx) for idx in readers)
         table[name] = (*table.get(name, ()), *(site for site in sites if site not in table.get(name, ())))
         self.out.why.setdefault(name, why)
@@ -363,36 +216,3 @@ class _Placer:
         rank = {value.name: -1 for value in self.model.graph.inputs}
         rank.update({value.name: self.order[op.node] for op in self.ops for value in op.node.outputs})
         self.out.values = dict(sorted(self.out.values.items(), key=lambda item: rank.get(item[0], -1)))
-
-
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
-
-
-def is_dequantized(value: ir.Value) -> bool:
-    """Whether a value comes out of a DequantizeLinear that the model brought along."""
-    producer = value.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear"
-
-
-def _operand_refusal(values: list[ir.Value]) -> str:
-    if not values or not all(is_float(value) for value in values):
-        return "not float32"
-    if any(is_dequantized(value) for value in values):
-        return "already quantized in the model"
-    return ""
-
-
-def _shape_refusal(op: Operator) -> str:
-    """Attributes that no integer kernel takes."""
-    found = attributes(op.node)
-    if op.op_type == "Gemm" and operand(op.node, 2) is not None:
-        factor = next((key for key in ("alpha", "beta") if found.get(key, 1.0) != 1.0), "")
-        if factor:
-            return f"Gemm with a bias and {factor} = {found[factor]:g}: no integer kernel computes that"
-    if op.op_type == "Pad":
-        fill = constant(operand(op.node, 2))
-        if operand(op.node, 2) is not None and (fill is None or fill.reshape(-1)[0] != 0):
-            return "Pad with a value other than 0"
-    if op.op_type in {"Resize", "Upsample"} and found.get("mode", "nearest") == "cubic":
-        return "cubic Resize leaves the range of its input"
-    return ""

@@ -38,7 +38,7 @@ def plain(model: Path, folder: Path) -> dict[str, float]:
 
 def calibrate(model: Path, folder: Path) -> dict[str, float]:
     """The whole of ``qconvert calibrate`` but its imports."""
-    from qconvert import pipeline  # noqa: PLC0415 - only what is measured is imported
+    from qconvert import pipeline
 
     ready = time.perf_counter()
     found = pipeline.calibrate(model, prepared(folder), output=folder / "model.calib", force=True)
@@ -64,7 +64,7 @@ def latency(model: Path, folder: Path) -> dict[str, float]:
 
 
 def _ours(model: Path, folder: Path) -> Path:
-    from qconvert import calibration, pipeline  # noqa: PLC0415 - see calibrate
+    from qconvert import calibration, pipeline
 
     output = folder / "ours.onnx"
     if not output.exists():
@@ -73,7 +73,7 @@ def _ours(model: Path, folder: Path) -> Path:
 
 
 def _peer(model: Path, folder: Path, samples: npt.NDArray[Any]) -> Path:
-    from onnxruntime import quantization as peer  # noqa: PLC0415 - see calibrate
+    from onnxruntime import quantization as peer
 
     output = folder / "peer.onnx"
     if output.exists():
@@ -97,9 +97,9 @@ def _peer(model: Path, folder: Path, samples: npt.NDArray[Any]) -> Path:
 
 def save_samples(model: Path, data: Path, preprocess: str, folder: Path) -> None:
     """Decodes the images once."""
-    from qconvert.graph import load_model, ports  # noqa: PLC0415 - see calibrate
-    from qconvert.preprocess import preset  # noqa: PLC0415
-    from qconvert.samples import InputSpec, open_samples  # noqa: PLC0415
+    from qconvert.graph import load_model, ports
+    from qconvert.preprocess import preset
+    from qconvert.samples import InputSpec, open_samples
 
     specs = [InputSpec(port.name, port.dtype, port.shape) for port in ports(load_model(model))[0] if port.dtype is not None]
     samples = open_samples(data, specs, preprocess=preset(preprocess))

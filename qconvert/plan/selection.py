@@ -1,0 +1,130 @@
+"""Which operators become integer: the heavy ones, and the light ones on paths from one heavy operator to another.
+
+Elsewhere a Q/DQ pair costs accuracy and saves nothing, so box decoding, normalization layers and what only they read
+stay float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from qconvert.graph import Operator, is_constant, operand
+from qconvert.plan.operands import activation_values, attribute_refusal, is_activation, is_float, operand_refusal
+from qconvert.plan.settings import SettingsTable
+from qconvert.rules import OP_RULES
+from qconvert.targets import Target
+
+
+class Selection:
+    """The operators of one graph, sorted into integer ones and float ones with a reason.
+
+    Attributes:
+        by_node: The operators by their nodes.
+        heavy: Nodes in which the time goes.
+        between: Nodes between integer operators, integer themselves or computed in float between quantized values.
+    """
+
+    def __init__(self, ops: Sequence[Operator], settings: SettingsTable, target: Target) -> None:
+        self.settings, self.target = settings, target
+        self.by_node: Mapping[ir.Node, Operator] = {op.node: op for op in ops}
+        self.heavy: set[ir.Node] = set()
+        self.between: set[ir.Node] = set()
+        self._refused: dict[str, str] = {}
+        self._choose()
+        self._prune()
+
+    def _choose(self) -> None:
+        """Candidates by role, and the reason of every operator that cannot be one."""
+        for op in self.by_node.values():
+            reason = self._refusal(op)
+            if reason:
+                self._refused[op.name] = reason
+            elif OP_RULES[op.op_type].kind == "heavy":
+                self.heavy.add(op.node)
+            else:
+                self.between.add(op.node)
+
+    def _refusal(self, op: Operator) -> str:
+        if op.subgraph:
+            return f"inside {op.subgraph}: values in a subgraph cannot be observed from outside"
+        if self.settings[op].float:
+            return self.settings[op].reason
+        rule = OP_RULES.get(op.op_type)
+        if rule is None or rule.kind == "float":
+            return f"no integer kernel for {op.op_type}"
+        if rule.kind in {"heavy", "light", "same"} and op.op_type not in self.target.integer_ops:
+            return f"{self.target.name} has no integer kernel for {op.op_type}"
+        return operand_refusal(activation_values(op, rule)) or attribute_refusal(op)
+
+    def _prune(self) -> None:
+        """Takes candidates away until each lies between integer operators."""
+        changed = True
+        while changed:
+            doomed = {node for node in self.between if not (self._fed(node) and self._read(node))}
+            self.between -= doomed
+            changed = bool(doomed)
+
+    def _fed(self, node: ir.Node) -> bool:
+        op = self.by_node[node]
+        values = [value for value in activation_values(op, OP_RULES[op.op_type]) if not is_constant(value)]
+        needs_integer_output = OP_RULES[op.op_type].kind == "light" and not self._is_bias_add(node)
+        return bool(values) and all(self._feeds(value, needs_integer_output) for value in values)
+
+    def _feeds(self, value: ir.Value, integer_output: bool) -> bool:  # noqa: FBT001
+        producer = value.producer()
+        if producer is None:
+            return False
+        if producer in self.heavy:
+            return not (integer_output and producer.op_type in self.target.float_output_ops)
+        if producer not in self.between:
+            return False
+        if integer_output and (OP_RULES[producer.op_type].kind in {"bridge", "relu"} or self._is_bias_add(producer)):
+            source = operand(producer, 0)
+            source = operand(producer, 1) if source is None or is_constant(source) else source
+            return source is not None and self._feeds(source, integer_output=True)
+        return True
+
+    def _read(self, node: ir.Node) -> bool:
+        return any(
+            use.node in self.heavy or use.node in self.between
+            for value in node.outputs
+            for use in value.uses()
+            if is_activation(use.node, use.idx)
+        )
+
+    def _is_bias_add(self, node: ir.Node) -> bool:
+        """An Add of a constant row to a MatMul: the MatMul's bias, which its kernel adds in float."""
+        return self.bias_add(node) is not None
+
+    def bias_add(self, node: ir.Node) -> tuple[ir.Node, int] | None:
+        """The MatMul and the operand that is its bias."""
+        if node.op_type != "Add":
+            return None
+        for data, row in ((0, 1), (1, 0)):
+            value, bias = operand(node, data), operand(node, row)
+            producer = value.producer() if value is not None else None
+            if producer in self.heavy and producer.op_type == "MatMul" and bias is not None and is_constant(bias):
+                return (producer, row) if bias.shape is not None and len(bias.shape) <= 1 else None
+        return None
+
+    def is_integer(self, node: ir.Node) -> bool:
+        """Whether an operator reads and writes integers."""
+        if node in self.heavy:
+            return True
+        return node in self.between and OP_RULES[node.op_type].kind in {"light", "same"} and not self._is_bias_add(node)
+
+    def why_float(self, op: Operator) -> str:
+        """Why an operator is not integer."""
+        if op.name in self._refused:
+            return self._refused[op.name]
+        if op.node in self.between:
+            if self._is_bias_add(op.node):
+                return "bias of a MatMul: added in float by its kernel"
+            return "computed in float between quantized values"
+        if not any(is_float(value) for value in op.node.outputs):
+            return "not float32"
+        if not self._fed(op.node):
+            return "not every input comes from an integer operator"
+        return "no integer operator reads its result"
