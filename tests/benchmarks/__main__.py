@@ -1,4 +1,4 @@
-"""``make bench``: costs as ratios to plain onnxruntime inference of the same samples, interleaved in one run, medians and spread.
+"""``make bench``: costs as ratios to plain onnxruntime inference of the same samples, interleaved in one run.
 
 Every measurement is a process of its own, so that peak memory is its own too. Writes RESULTS.md beside this file.
 """
@@ -75,7 +75,8 @@ def calibration_table(work: Work, folder: Path) -> list[str]:
     for kind in kinds:
         seconds, spread = median(rows[kind], "seconds")
         whole, memory = median(rows[kind], "whole_seconds")[0], median(rows[kind], "peak_mb")[0]
-        lines.append(f"| {kind} | {seconds:.2f} ± {spread:.2f} | {seconds / base:.2f}x | {whole:.2f} s | {memory:.0f} MB |")
+        ratio = f"{seconds / base:.2f}x"
+        lines.append(f"| {kind} | {seconds:.2f} ± {spread:.2f} | {ratio} | {whole:.2f} s | {memory:.0f} MB |")
     return [*lines, ""]
 
 
@@ -95,9 +96,10 @@ def latency_table(work: Work, folder: Path) -> list[str]:
 def main() -> None:
     """Measures everything and writes the table."""
     machine = examine()
-    lines = ["# Benchmark results", "", f"qconvert {__version__}, onnxruntime {ort.__version__}, Python {platform.python_version()}, "]
-    lines[-1] += f"{machine.cpus} CPUs ({', '.join(machine.instructions)}). Medians ± half the interquartile distance of {REPEATS} runs."
-    lines.append("")
+    versions = f"qconvert {__version__}, onnxruntime {ort.__version__}, Python {platform.python_version()}"
+    cpus = f"{machine.cpus} CPUs ({', '.join(machine.instructions)})"
+    spread = f"Medians ± half the interquartile distance of {REPEATS} runs."
+    lines = ["# Benchmark results", "", f"{versions}, {cpus}. {spread}", ""]
     with tempfile.TemporaryDirectory(prefix="qconvert-bench.") as name:
         for work in works():
             folder = Path(name) / work.name

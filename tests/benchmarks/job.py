@@ -51,7 +51,8 @@ def latency(model: Path, folder: Path) -> dict[str, float]:
     paths = {"float": model, "qconvert": _ours(model, folder), "peer": _peer(model, folder, samples)}
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    sessions = {name: ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for name, path in paths.items()}
+    cpu = ["CPUExecutionProvider"]
+    sessions = {name: ort.InferenceSession(path, options, providers=cpu) for name, path in paths.items()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
     feeds = {next(iter(sessions.values())).get_inputs()[0].name: np.ascontiguousarray(samples[:1])}
     for turn in range(RUNS + 5):
@@ -101,13 +102,18 @@ def save_samples(model: Path, data: Path, preprocess: str, folder: Path) -> None
     from qconvert.preprocess import preset
     from qconvert.samples import InputSpec, open_samples
 
-    specs = [InputSpec(port.name, port.dtype, port.shape) for port in ports(load_model(model))[0] if port.dtype is not None]
+    inputs, _ = ports(load_model(model))
+    specs = [InputSpec(port.name, port.dtype, port.shape) for port in inputs if port.dtype is not None]
     samples = open_samples(data, specs, preprocess=preset(preprocess))
     rows = [next(iter(samples.load(index).feeds.values()))[0] for index in range(len(samples))]
     np.save(prepared(folder), np.stack(rows))
 
 
-KINDS: dict[str, Callable[[Path, Path], dict[str, float]]] = {"plain": plain, "calibrate": calibrate, "latency": latency}
+KINDS: dict[str, Callable[[Path, Path], dict[str, float]]] = {
+    "plain": plain,
+    "calibrate": calibrate,
+    "latency": latency,
+}
 
 
 def main(kind: str, model: str, data: str, preprocess: str, folder: str) -> None:
