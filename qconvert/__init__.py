@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qconvert.calibration import Calibration as Calibration
     from qconvert.comparison import Evaluation as Evaluation
+    from qconvert.inspection import inspect as inspect
     from qconvert.pipeline import calibrate as calibrate
     from qconvert.pipeline import evaluate as evaluate
-    from qconvert.pipeline import inspect as inspect
     from qconvert.pipeline import quantize as quantize
     from qconvert.plan import Plan as Plan
 
@@ -24,7 +24,7 @@ _HOMES = {
     "Plan": "qconvert.plan",
     "calibrate": "qconvert.pipeline",
     "evaluate": "qconvert.pipeline",
-    "inspect": "qconvert.pipeline",
+    "inspect": "qconvert.inspection",
     "quantize": "qconvert.pipeline",
 }
 

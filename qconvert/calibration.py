@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from qconvert.errors import CalibrationError
 from qconvert.files import atomic_output
+from qconvert.graph import file_hash
 from qconvert.histogram import BINS, Histogram, TensorStats
 
 FORMAT = 1
@@ -127,6 +128,19 @@ def _read(header: Mapping[str, Any], archive: Mapping[str, Any]) -> Calibration:
     )
     skipped = tuple((name, reason) for name, reason in header["skipped"])
     return Calibration(header["model"], header["model_hash"], header["data"], header["samples"], skipped, stats, probes)
+
+
+def check_model(calibration: Calibration, model: Path) -> None:
+    """Refuses statistics of another model.
+
+    Raises:
+        CalibrationError: If the contents of ``model`` are not what was calibrated.
+    """
+    if file_hash(model) != calibration.model_hash:
+        raise CalibrationError(
+            f"the calibration belongs to another model ('{calibration.model}', other contents) than {model}",
+            hint=f"run 'qconvert calibrate {model} --data SAMPLES' again",
+        )
 
 
 def model_path(calibration: Calibration, path: Path) -> Path:

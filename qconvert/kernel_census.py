@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qconvert.graph import Operator, load_model, operators
+from qconvert.provenance import recorded_reasons
 from qconvert.session import open_session
 from qconvert.targets import HEAVY
 
@@ -78,13 +79,16 @@ def census(path: Path, *, provider: str = "cpu") -> tuple[Kernel, ...]:
         graph = ir.load(optimized)  # weights may still lie beside the model as written; the census does not read them
     written = load_model(path)
     makers = {value.name or "": op.node for op in operators(written) for value in op.node.outputs}
+    planned = recorded_reasons(written)
     found = []
     for op in operators(graph):
         kind, name = op.node.op_type, _written_name(op)
         if kind in INTEGER_KERNELS:
             found.append(Kernel(name, kind, integer=True))
         elif kind in FLOAT_KERNELS:
-            found.append(Kernel(name, kind, integer=False, reason=_reason(name, op.subgraph, makers)))
+            found.append(
+                Kernel(name, kind, integer=False, reason=planned.get(name) or _reason(name, op.subgraph, makers))
+            )
     return tuple(found)
 
 

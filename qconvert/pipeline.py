@@ -6,7 +6,6 @@ progress.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,63 +13,29 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qconvert import __version__, calibration
+from qconvert import calibration
 from qconvert.calibration import Calibration
 from qconvert.capture import capture
 from qconvert.comparison import Evaluation, compare_models, compare_outputs, file_size
-from qconvert.errors import CalibrationError, CorruptSampleError, DataError, ModelError
+from qconvert.errors import CorruptSampleError, DataError, ModelError
 from qconvert.files import atomic_output, check_writable
-from qconvert.graph import Port, file_hash, load_model, operators, opset, ports, write_model
+from qconvert.graph import file_hash, load_model, operators, ports, write_model
 from qconvert.kernel_census import Kernel, census
 from qconvert.listener import SILENT, Listener
-from qconvert.plan import Placement, Plan, candidate_values, make_placement, make_plan, nothing_to_quantize
+from qconvert.plan import Plan, candidate_values, make_placement, make_plan, nothing_to_quantize
 from qconvert.policy import Policy
 from qconvert.prepare import prepare, quantized_pairs, raise_opset
 from qconvert.preprocess import Preprocess
+from qconvert.provenance import record, recorded_preprocess
 from qconvert.rewrite.qdq import needed_opset, to_qdq
 from qconvert.samples import InputSpec, SampleSet, open_samples
 from qconvert.samples.find import find as find_samples
 from qconvert.scores import Fidelity
 from qconvert.session import Feeds, check_provider
-from qconvert.targets import Target
-
-METADATA = "qconvert"
-"""Key of the JSON that written models carry in ``metadata_props``."""
 
 PROBES = 4
 PROBE_BYTES = 32 << 20
 """How many samples a ``.calib`` file keeps for quantize's comparisons, and how large they may be together."""
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What is in a model file, and what would be quantized.
-
-    Attributes:
-        path: The file.
-        size_bytes: Of the file and its weight files.
-        opset: Version of the default operator set.
-        inputs: As onnxruntime sees them.
-        outputs: Likewise.
-        operators: ``(op_type, count)`` in the file as it is.
-        weights: ``(dtype, tensors, bytes)``.
-        notes: What preparation would change.
-        placement: What the policy quantizes, with reasons.
-        target: For which runtime.
-        plan: With ranges, where a calibration was given.
-    """
-
-    path: Path
-    size_bytes: int
-    opset: int
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    operators: tuple[tuple[str, int], ...]
-    weights: tuple[tuple[str, int, int], ...]
-    notes: tuple[str, ...]
-    placement: Placement
-    target: Target
-    plan: Plan | None
 
 
 @dataclass(frozen=True)
@@ -100,45 +65,6 @@ class Quantized:
     size_after: int
     plan: Plan
     proof: Proof
-
-
-def inspect(model: Path, *, policy: Policy | None = None, calibrated: Path | None = None) -> Inspection:
-    """Looks into a model and plans without writing.
-
-    Raises:
-        QConvertError: If the model or the calibration cannot be read, or a rule of the policy matches nothing.
-    """
-    graph = load_model(model)
-    inputs, outputs = ports(graph)
-    counts: dict[str, int] = {}
-    for op in operators(graph):
-        counts[op.op_type] = counts.get(op.op_type, 0) + 1
-    weights: dict[str, tuple[int, int]] = {}
-    for owner in (graph.graph, *graph.graph.subgraphs()):
-        for value in owner.initializers.values():
-            if value.const_value is not None:
-                tensors, size = weights.get(value.const_value.dtype.name.lower(), (0, 0))
-                weights[value.const_value.dtype.name.lower()] = (tensors + 1, size + value.const_value.nbytes)
-    version = opset(graph)
-    prepared = prepare(graph, ())
-    placement, _, target = make_placement(graph, policy or Policy())
-    plan = None
-    if calibrated is not None:
-        loaded = _matching(calibration.load(calibrated), calibrated, model)
-        plan = make_plan(graph, policy or Policy(), loaded.stats)
-    return Inspection(
-        model,
-        file_size(model),
-        version,
-        inputs,
-        outputs,
-        tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
-        tuple((dtype, *sizes) for dtype, sizes in sorted(weights.items())),
-        prepared.notes,
-        placement,
-        target,
-        plan,
-    )
 
 
 def calibrate(
@@ -241,14 +167,14 @@ def quantize(
     policy = policy or Policy()
     check_provider(provider)
     check_writable(output, force=force, keep=model)
-    _check_hash(calibrated, model)
+    calibration.check_model(calibrated, model)
     graph = load_model(model)
     for note in prepare(graph, calibrated.probes, original=model).notes:
         listener.note(note)
     plan = make_plan(graph, policy, calibrated.stats)
     raise_opset(graph, needed_opset(plan))
     written = to_qdq(graph, plan)
-    written.metadata_props[METADATA] = json.dumps(_metadata(model, calibrated, plan), sort_keys=True)
+    record(written, model, calibrated, plan)
     with atomic_output(output, force=force) as temporary:
         write_model(written, temporary)
         proof = _prove(model, temporary, calibrated.probes, provider)
@@ -293,7 +219,7 @@ def evaluate(
     check_provider(provider)
     graph = load_model(reference)
     if preprocess is None and _are_images(data):
-        preprocess = _recorded_preprocess(candidate)
+        preprocess = recorded_preprocess(load_model(candidate))
         if preprocess is not None:
             listener.note(f"preprocessing taken from {candidate.name}, where calibrate recorded it")
     samples = _open(reference, graph, data, preprocess, labels=labels, limit=limit, seed=seed, listener=listener)
@@ -385,45 +311,12 @@ def _say_left_float(graph: ir.Model, listener: Listener) -> None:
     pairs = quantized_pairs(graph)
     if pairs:
         listener.note(f"the model has {pairs} Q/DQ operators already: they stay, and nothing is quantized twice")
-    bodies: dict[str, int] = {}
-    for op in operators(graph):
-        if op.subgraph:
-            bodies[op.subgraph] = bodies.get(op.subgraph, 0) + 1
-    for path, count in bodies.items():
-        listener.note(f"{path}: its {count} operators stay float, values in a subgraph cannot be observed from outside")
-
-
-def _check_hash(calibrated: Calibration, model: Path) -> None:
-    if file_hash(model) != calibrated.model_hash:
-        raise CalibrationError(
-            f"the calibration belongs to another model ('{calibrated.model}', other contents) than {model}",
-            hint=f"run 'qconvert calibrate {model} --data SAMPLES' again",
+    inside = [op.subgraph for op in operators(graph) if op.subgraph]
+    if inside:
+        listener.note(
+            f"{len(inside)} operators in {len(set(inside))} bodies of If, Loop or Scan stay float: "
+            "values in a subgraph cannot be observed from outside ('qconvert inspect' lists them)"
         )
-
-
-def _matching(calibrated: Calibration, path: Path, model: Path) -> Calibration:
-    try:
-        _check_hash(calibrated, model)
-    except CalibrationError as error:
-        raise CalibrationError(f"{path}: {error}", hint=error.hint) from None
-    return calibrated
-
-
-def _metadata(model: Path, calibrated: Calibration, plan: Plan) -> dict[str, object]:
-    return {
-        "version": __version__,
-        "source": model.name,
-        "source_sha256": calibrated.model_hash,
-        "target": plan.target,
-        "samples": calibrated.samples,
-        "data": {key: value for key, value in calibrated.data.items() if key in {"kind", "preprocess", "fingerprint"}},
-    }
-
-
-def _recorded_preprocess(model: Path) -> Preprocess | None:
-    text = load_model(model).metadata_props.get(METADATA)
-    recorded = json.loads(text).get("data", {}).get("preprocess") if text else None
-    return Preprocess.model_validate(recorded) if recorded else None
 
 
 def _prove(model: Path, written: Path, probes: Sequence[Feeds], provider: str) -> Proof:

@@ -360,7 +360,7 @@ CASES = (
     Case("rule without a match, policy check", "policy check policy.yaml --model model.onnx", "policy.yaml:3: rules[0]: names", "closest: ", _text("policy.yaml", RULE)),
     Case("--exclude without a match", QUANTIZE + " --exclude Convv", "--exclude Convv", "closest: Conv"),
     Case("--exclude without a match, calibrate", CALIBRATE + " --exclude Convv", "--exclude Convv", "closest: Conv"),
-    Case("everything excluded", QUANTIZE + " --exclude Conv", "nothing to quantize: --exclude Conv", "qconvert inspect"),
+    Case("everything excluded", QUANTIZE + " --exclude Conv", "nothing to quantize: left float by --exclude Conv", "qconvert inspect"),
     Case("unknown target", QUANTIZE + " --target tensorr", "--target: expected one of ort-cpu, tensorrt, generic", "did you mean 'tensorrt'?"),
     Case("unknown target, policy init", "policy init p.yaml --target openvinoo", "unknown target 'openvinoo'", "qconvert targets"),
     Case("unknown calibrator", QUANTIZE + " --calibrator entrpy", "--calibrator: expected one of minmax", "did you mean 'entropy'?"),

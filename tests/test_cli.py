@@ -192,8 +192,8 @@ def test_quantize_straight_from_data(work: Path) -> None:
 def test_exclude_by_type_and_by_name() -> None:
     plan = as_json("quantize --exclude Gemm --exclude 'block1/depthwise/*' -o new.onnx --json --force")["plan"]
     reasons = {op["operator"]: op["reason"] for op in plan["floats"]}
-    assert reasons["logits"] == "--exclude Gemm"
-    assert [name for name, why in reasons.items() if why == "--exclude block1/depthwise/*"]
+    assert reasons["logits"] == "left float by --exclude Gemm"
+    assert [name for name, why in reasons.items() if why == "left float by --exclude block1/depthwise/*"]
     assert not {op["operator"] for op in plan["integer"]} & set(reasons)
 
 
@@ -204,7 +204,7 @@ def test_a_policy_decides(work: Path) -> None:
         "  - match: {op_types: [Conv]}\n    weights: {scheme: per-tensor}\n"
     )
     plan = as_json("quantize --policy policy.yaml -o new.onnx --json")["plan"]
-    assert {op["operator"]: op["reason"] for op in plan["floats"]}["logits"] == "rules[0] (policy.yaml:3)"
+    assert {op["operator"]: op["reason"] for op in plan["floats"]}["logits"] == "left float by rules[0] (policy.yaml:3)"
     weights = [entry for entry in plan["entries"] if entry["role"] == "weight"]
     assert len(weights) == 17
     assert {entry["params"]["axis"] for entry in weights} == {None}
@@ -331,7 +331,8 @@ def test_json_of_inspect() -> None:
     with_ranges = as_json("inspect model.onnx --calibration model.calib --json --exclude Gemm")
     entries = with_ranges["plan"]["entries"]
     assert all(entry["reason"] and entry["method"] for entry in entries)
-    assert {"operator": "logits", "op_type": "Gemm", "reason": "--exclude Gemm"} in with_ranges["float"]
+    left = {"operator": "logits", "op_type": "Gemm", "reason": "left float by --exclude Gemm", "chosen": True}
+    assert left in with_ranges["float"]
 
 
 @pytest.mark.usefixtures("work")

@@ -82,7 +82,7 @@ def test_a_bug_says_that_it_is_one(work: Path, monkeypatch: pytest.MonkeyPatch) 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("one too many")
 
-    monkeypatch.setattr("qconvert.pipeline.load_model", broken)
+    monkeypatch.setattr("qconvert.inspection.load_model", broken)
     result = run(f"inspect {work}/model.onnx")
     assert result.code == 3
     assert result.lines("error") == ["error: a bug in qconvert: ZeroDivisionError: one too many"]

@@ -14,10 +14,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
-from qconvert.comparison import Evaluation, Fidelity, compare_models, compare_outputs, file_size
+from qconvert.comparison import Evaluation, compare_models, compare_outputs, file_size
 from qconvert.errors import CorruptSampleError, DataError, ModelError
 from qconvert.kernel_census import Kernel, census
 from qconvert.samples import SampleSet, open_samples
+from qconvert.scores import Fidelity
 from qconvert.session import open_session, run
 from tests.tiny import Array, Spec, Step, build, chosen, normal, npy_samples, png_samples, saved, specs
 

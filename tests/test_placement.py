@@ -77,7 +77,7 @@ def test_an_excluded_clamp_is_not_fused() -> None:
     graph = model(f"h {CONV}(x, w) r = Relu(h) y {CONV}(r, a)", weights=W)
     found = placed(graph, policy().override(exclude=["r"]))
     assert pairs(found) == {"x", "h", "r", "y"}
-    assert why(found, "r") == "--exclude r"
+    assert why(found, "r") == "left float by --exclude r"
 
 
 # residuals, concatenations, moves
@@ -350,7 +350,7 @@ CHAIN = f"h {CONV}(x, w) k {CONV}(h, a) l {CONV}(k, b) y {CONV}(l, c)"
 def test_rules_leave_operators_float(match: str, left: list[str]) -> None:
     found = rules(f"  - match: {{{match}}}\n    float: true", model(CHAIN, weights=W))
     assert [op.operator for op in found.floats] == left
-    assert all(op.reason.startswith("rules[0]") for op in found.floats)
+    assert all(op.reason.startswith("left float by rules[0]") and op.chosen for op in found.floats)
 
 
 def test_a_rule_without_a_match_is_an_error() -> None:

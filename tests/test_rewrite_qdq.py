@@ -543,7 +543,7 @@ def test_a_rule_for_one_operator() -> None:
     assert result.entry("r").method == "percentile"
     assert "rules[0]" in result.entry("r").reason
     assert result.entry("w").params.axis is None
-    assert result.plan.floats[0].reason.startswith("rules[1]")
+    assert result.plan.floats[0].reason.startswith("left float by rules[1]")
 
 
 def test_a_target_refuses_what_it_cannot_take() -> None:

@@ -19,10 +19,10 @@ def command(
 
     Example: qconvert inspect model.onnx --policy policy.yaml
     """
-    from qconvert import pipeline, report  # noqa: PLC0415 - --help does without
+    from qconvert import inspection, report  # noqa: PLC0415 - --help does without
 
     wanted = o.read_policy(policy, target=target, scheme=scheme, exclude=exclude)
-    result = pipeline.inspect(model, policy=wanted, calibrated=calibration)
+    result = inspection.inspect(model, policy=wanted, calibrated=calibration)
     if as_json:
         report.json.print_json(report.json.inspection(result))
     else:

@@ -56,9 +56,9 @@ def check(
     get_target(found.target)
     matched = ""
     if model is not None:
-        from qconvert import pipeline  # noqa: PLC0415 - not needed without a model
+        from qconvert import inspection  # noqa: PLC0415 - not needed without a model
 
-        pipeline.inspect(model, policy=found)
+        inspection.inspect(model, policy=found)
         matched = f", each matches something in {model}"
     Terminal().done(f"{file}: valid, target {found.target}, {len(found.rules)} rules{matched}")
 

@@ -97,7 +97,9 @@ class _Placer:
                 self.out.integer[op.name] = op
                 self._values_of(op)
             elif self._touches_float(op):
-                self.out.floats.append(FloatOp(op.name, op.op_type, self.selection.why_float(op)))
+                self.out.floats.append(
+                    FloatOp(op.name, op.op_type, self.selection.why_float(op), bool(self.settings[op].float))
+                )
                 self._bias_of(op)
         self._sort_values()
         return self.out

@@ -50,7 +50,7 @@ class Selection:
         if op.subgraph:
             return f"inside {op.subgraph}: values in a subgraph cannot be observed from outside"
         if self.settings[op].float:
-            return self.settings[op].reason
+            return f"left float by {self.settings[op].reason}"
         rule = OP_RULES.get(op.op_type)
         if rule is None or rule.kind == "float":
             return f"no integer kernel for {op.op_type}"

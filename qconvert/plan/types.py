@@ -46,11 +46,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class FloatOp:
-    """An operator that stays float, and why."""
+    """An operator that stays float, and why.
+
+    Attributes:
+        operator: Its name.
+        op_type: Its type.
+        reason: Why.
+        chosen: Whether the user's policy says so.
+    """
 
     operator: str
     op_type: str
     reason: str
+    chosen: bool = False
 
 
 @dataclass(frozen=True)

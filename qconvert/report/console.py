@@ -18,9 +18,10 @@ from qconvert.metrics import EXACT_DB
 if TYPE_CHECKING:
     from qconvert.comparison import Evaluation, Latency
     from qconvert.graph import Port
+    from qconvert.inspection import Inspection
     from qconvert.kernel_census import Kernel
     from qconvert.machine import Machine
-    from qconvert.pipeline import Inspection, Proof, Quantized
+    from qconvert.pipeline import Proof, Quantized
     from qconvert.plan import FloatOp, Plan, Role
     from qconvert.scores import Fidelity
     from qconvert.targets import Target

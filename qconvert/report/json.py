@@ -16,7 +16,8 @@ from qconvert.numerics import QuantParams
 
 if TYPE_CHECKING:
     from qconvert.comparison import Evaluation, Side
-    from qconvert.pipeline import Inspection, Proof, Quantized
+    from qconvert.inspection import Inspection
+    from qconvert.pipeline import Proof, Quantized
     from qconvert.plan import Plan
 
 

@@ -1,0 +1,56 @@
+"""Where a written model comes from, as JSON in its ``metadata_props``: evaluate needs it later, and people ask."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from qconvert import __version__
+from qconvert.calibration import Calibration
+from qconvert.plan import FloatOp, Plan
+from qconvert.preprocess import Preprocess
+from qconvert.targets import HEAVY
+
+KEY = "qconvert"
+"""The key in ``metadata_props``."""
+
+
+def record(written: ir.Model, model: Path, calibrated: Calibration, plan: Plan) -> None:
+    """Writes down source, data, target, and why heavy operators stayed float."""
+    data = {key: value for key, value in calibrated.data.items() if key in {"kind", "preprocess", "fingerprint"}}
+    found = {
+        "version": __version__,
+        "source": model.name,
+        "source_sha256": calibrated.model_hash,
+        "target": plan.target,
+        "samples": calibrated.samples,
+        "data": data,
+        "float": {op.operator: _reason(op) for op in plan.floats if op.op_type in HEAVY},
+    }
+    written.metadata_props[KEY] = json.dumps(found, sort_keys=True)
+
+
+def _reason(op: FloatOp) -> str:
+    """Where the user chose, the same words for every way to say so: the same decisions give the same bytes."""
+    return "left float by the policy" if op.chosen else op.reason
+
+
+def _recorded(model: ir.Model) -> dict[str, Any]:
+    text = model.metadata_props.get(KEY)
+    found: dict[str, Any] = json.loads(text) if text else {}
+    return found
+
+
+def recorded_preprocess(model: ir.Model) -> Preprocess | None:
+    """The preprocessing that the model was calibrated with; None where there was none, or qconvert did not write it."""
+    found = _recorded(model).get("data", {}).get("preprocess")
+    return Preprocess.model_validate(found) if found else None
+
+
+def recorded_reasons(model: ir.Model) -> dict[str, str]:
+    """Why heavy operators stayed float, by name, as planned."""
+    found: dict[str, str] = _recorded(model).get("float", {})
+    return found
