@@ -30,6 +30,11 @@ from qconvert.session import open_session, run
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
 
+RUNTIME = tuple(int(part) for part in ort.__version__.split(".")[:2])
+"""Python 3.10 has no newer onnxruntime than 1.23, which quantizes opsets up to 22 and takes one zero point for all channels."""
+
+NEWEST_OPSET = 26 if RUNTIME >= (1, 25) else 22
+
 IMAGE = "float[N,3,8,8] x"
 IR_OF_OPSET = ((26, 13), (25, 13), (24, 12), (23, 11), (21, 10), (19, 9), (15, 8), (13, 7), (12, 7), (11, 6), (0, 4))
 

@@ -18,6 +18,8 @@ from qconvert.rewrite.qdq import needed_opset, to_qdq
 from qconvert.session import open_session, run
 from qconvert.targets import TARGETS
 from tests.models import (
+    NEWEST_OPSET,
+    RUNTIME,
     Array,
     Feeds,
     Result,
@@ -411,7 +413,7 @@ def test_an_activation_that_is_always_zero() -> None:
     assert result.entry("r").params.scale == 1
 
 
-@pytest.mark.parametrize("start", [7, 9, 11, 12, 13, 18, 21, 24, 26])
+@pytest.mark.parametrize("start", [7, 9, 11, 12, 13, 18, 21, NEWEST_OPSET - 2, NEWEST_OPSET])
 def test_every_opset(start: int) -> None:
     graph = model(
         f"h {CONV}(x, w) r = Relu(h) m = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r) e = Dropout(m) y {CONV}(e, a)",
@@ -507,6 +509,7 @@ def test_sixteen_bits_everywhere_are_nearly_exact() -> None:
     assert chain("defaults:\n  weights: {dtype: int16}\n  activations: {dtype: uint16}").sqnr > 80
 
 
+@pytest.mark.skipif(RUNTIME < (1, 28), reason="this onnxruntime takes one zero point for all channels")
 @pytest.mark.parametrize("activations", ["uint8", "int8"])
 def test_asymmetric_weights(activations: str) -> None:
     text = f"defaults:\n  weights: {{dtype: uint8, symmetric: false}}\n  activations: {{dtype: {activations}}}"
