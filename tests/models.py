@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
 
 RUNTIME = tuple(int(part) for part in ort.__version__.split(".")[:2])
-"""Python 3.10 has no newer onnxruntime than 1.23, which quantizes opsets up to 22 and takes one zero point for all channels."""
+"""Python 3.10 has no newer onnxruntime than 1.23: opsets up to 22, and one zero point for all channels."""
 
 NEWEST_OPSET = 26 if RUNTIME >= (1, 25) else 22
 

@@ -400,3 +400,17 @@ def test_golden_decisions(path: Path, request: pytest.FixtureRequest) -> None:
         golden.write_text(json.dumps(found, indent=0, ensure_ascii=False) + "\n")
         pytest.fail(f"{golden} written: read it and run again")
     assert found == json.loads(golden.read_text()), request.node.name
+
+
+def test_expectations_over_a_softmax_at_the_end_are_decoding() -> None:
+    graph = model(
+        f"h {CONV}(x, w) s = Softmax<axis=1>(h) t = Transpose<perm=[0,1,3,2]>(s) d {CONV}(t, a) y = Exp(d)", weights=W
+    )
+    found = placed(graph)
+    assert why(found, "d") == "post-processing: weighs a Softmax, and no heavy operator follows"
+    assert pairs(found) == {"x", "h"}
+
+
+def test_a_softmax_inside_the_network_is_not_decoding() -> None:
+    graph = model(f"h {CONV}(x, w) s = Softmax<axis=1>(h) d {CONV}(s, a) y {CONV}(d, b)", weights=W)
+    assert {"h", "d", "y"} <= set(placed(graph).integer)

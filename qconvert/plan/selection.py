@@ -14,7 +14,7 @@ from qconvert.graph import Operator, is_constant, operand
 from qconvert.plan.operands import activation_values, attribute_refusal, is_activation, is_float, operand_refusal
 from qconvert.plan.settings import SettingsTable
 from qconvert.rules import OP_RULES
-from qconvert.targets import Target
+from qconvert.targets import MOVES, Target
 
 
 class Selection:
@@ -33,6 +33,7 @@ class Selection:
         self.between: set[ir.Node] = set()
         self._refused: dict[str, str] = {}
         self._choose()
+        self._leave_decoding()
         self._prune()
 
     def _choose(self) -> None:
@@ -57,6 +58,29 @@ class Selection:
         if rule.kind in {"heavy", "light", "same"} and op.op_type not in self.target.integer_ops:
             return f"{self.target.name} has no integer kernel for {op.op_type}"
         return operand_refusal(activation_values(op, rule)) or attribute_refusal(op)
+
+    def _leave_decoding(self) -> None:
+        """Takes away heavy operators of box decoding: expectations over a Softmax that no other heavy one follows."""
+        for node in sorted(self.heavy, key=list(self.by_node).index):
+            weight = operand(node, 1)
+            if weight is not None and is_constant(weight) and _comes_from_softmax(node) and not self._is_followed(node):
+                self.heavy.discard(node)
+                self._refused[self.by_node[node].name] = (
+                    "post-processing: weighs a Softmax, and no heavy operator follows"
+                )
+
+    def _is_followed(self, node: ir.Node) -> bool:
+        """Whether a heavy operator computes on the result."""
+        seen, todo = {node}, [node]
+        while todo:
+            for value in todo.pop().outputs:
+                for use in value.uses():
+                    if use.node in self.heavy:
+                        return True
+                    if use.node not in seen:
+                        seen.add(use.node)
+                        todo.append(use.node)
+        return False
 
     def _prune(self) -> None:
         """Takes candidates away until each lies between integer operators."""
@@ -128,3 +152,15 @@ class Selection:
         if not self._fed(op.node):
             return "not every input comes from an integer operator"
         return "no integer operator reads its result"
+
+
+def _comes_from_softmax(node: ir.Node) -> bool:
+    """Whether the first operand is a Softmax, moved or not."""
+    value = operand(node, 0)
+    while value is not None and (producer := value.producer()) is not None:
+        if producer.op_type == "Softmax":
+            return True
+        if producer.op_type not in MOVES:
+            return False
+        value = operand(producer, 0)
+    return False
