@@ -110,8 +110,7 @@ def _check_non_finite(name: str, values: npt.NDArray[Any], sample: str, masks: f
         return
     kind = f"{nan} NaN" if nan else f"{int((~finite).sum())} Inf"
     raise CalibrationError(
-        f"sample '{sample}': value '{name}' holds {kind} of {values.size} values: "
-        "the float model itself makes them",
+        f"sample '{sample}': value '{name}' holds {kind} of {values.size} values: the float model itself makes them",
         hint="check the preprocessing of the samples, or leave that operator out with --exclude",
     )
 

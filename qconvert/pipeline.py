@@ -112,11 +112,7 @@ def calibrate(
     probes = _probes(samples)
     for note in prepare(graph, probes, original=model).notes:
         listener.note(note)
-    placement, table, _ = make_placement(graph, policy)
-    names = candidate_values(graph, table)
-    if not placement.integer:
-        raise nothing_to_quantize(placement)
-    _say_left_float(graph, listener)
+    names = _observable(graph, policy, listener)
     listener.start("calibrating", len(samples))
     try:
         found = capture(
@@ -300,6 +296,15 @@ def _probes(samples: SampleSet) -> tuple[Feeds, ...]:
             hint="mend them, or give others with --data",
         )
     return tuple(found)
+
+
+def _observable(graph: ir.Model, policy: Policy, listener: Listener) -> tuple[str, ...]:
+    """The values to observe; says what cannot be."""
+    placement, table, _ = make_placement(graph, policy)
+    if not placement.integer:
+        raise nothing_to_quantize(placement)
+    _say_left_float(graph, listener)
+    return candidate_values(graph, table)
 
 
 def _say_skipped(skipped: Sequence[tuple[str, str]], listener: Listener) -> None:

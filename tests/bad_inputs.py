@@ -361,6 +361,7 @@ CASES = (
     Case("--exclude without a match", QUANTIZE + " --exclude Convv", "--exclude Convv", "closest: Conv"),
     Case("--exclude without a match, calibrate", CALIBRATE + " --exclude Convv", "--exclude Convv", "closest: Conv"),
     Case("everything excluded", QUANTIZE + " --exclude Conv", "nothing to quantize: left float by --exclude Conv", "qconvert inspect"),
+    Case("samples without data", QUANTIZE + " --samples 3", "are about samples", "give --data"),
     Case("unknown target", QUANTIZE + " --target tensorr", "--target: expected one of ort-cpu, tensorrt, generic", "did you mean 'tensorrt'?"),
     Case("unknown target, policy init", "policy init p.yaml --target openvinoo", "unknown target 'openvinoo'", "qconvert targets"),
     Case("unknown calibrator", QUANTIZE + " --calibrator entrpy", "--calibrator: expected one of minmax", "did you mean 'entropy'?"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qconvert.cli import options as o
-from qconvert.errors import CalibrationError
+from qconvert.errors import CalibrationError, DataError
 
 if TYPE_CHECKING:
     from qconvert.calibration import Calibration
@@ -56,6 +56,7 @@ def command(
     from qconvert import pipeline, report  # noqa: PLC0415 - --help does without
     from qconvert.cli.terminal import Terminal, short  # noqa: PLC0415
     from qconvert.files import check_writable  # noqa: PLC0415
+    from qconvert.machine import saturation_warning  # noqa: PLC0415
 
     terminal = Terminal(quiet=quiet)
     wanted = o.read_policy(
@@ -67,6 +68,8 @@ def command(
         activations=activations,
         exclude=exclude,
     )
+    if data is None and (preprocess is not None or samples is not None or strict):
+        raise DataError("--preprocess, --samples and --strict are about samples", hint="give --data, or leave them out")
     if data is not None:
         if calibration is not None:
             raise CalibrationError("--data and --calibration exclude each other", hint="give one of them")
@@ -92,6 +95,8 @@ def command(
         model, found, output=path, policy=wanted, provider=provider, force=force, listener=terminal
     )
     report.console.warn_proof(result.proof, terminal.warn)
+    if wanted.target == "ort-cpu" and (saturation := saturation_warning()):
+        terminal.warn(saturation)
     if as_json:
         report.json.print_json(report.json.quantized(result))
     elif not quiet:
