@@ -90,6 +90,7 @@ def command(
         )
     else:
         model, found = _stored(model, calibration, terminal)
+    found_here = data is None and calibration is None
     path = output or default_output(model, wanted.target)
     result = pipeline.quantize(
         model, found, output=path, policy=wanted, provider=provider, force=force, listener=terminal
@@ -101,9 +102,8 @@ def command(
         report.json.print_json(report.json.quantized(result))
     elif not quiet:
         report.console.quantized(result, terminal.console)
-    terminal.done(
-        f"{short(path)}: written; next: qconvert evaluate {short(model)} {short(path)} --data LABELLED_SAMPLES"
-    )
+    pair = "" if found_here and output is None else f"{short(model)} {short(path)} "
+    terminal.done(f"{short(path)}: written; next: qconvert evaluate {pair}--data LABELLED_SAMPLES")
 
 
 def default_output(model: Path, target: str) -> Path:
