@@ -187,7 +187,10 @@ def test_nan_and_inf_are_refused(name: str, values: list[float], seen: str) -> N
 
 
 def test_the_table_is_in_order_and_its_rows_are_frozen() -> None:
-    assert list(CALIBRATORS) == ["minmax", "average", "percentile", "entropy", "mse"]
+    assert list(CALIBRATORS) == [
+        *("minmax", "average", "percentile", "entropy", "mse"),
+        *("octav", "aciq", "admm", "emd"),
+    ]
     for name, cls in CALIBRATORS.items():
         assert name == cls.__name__.lower()
         assert make_calibrator(name) == cls()
@@ -205,10 +208,10 @@ def test_parameters_reach_the_fields() -> None:
 def test_an_unknown_name_is_refused_with_the_choices() -> None:
     with pytest.raises(CalibrationError, match="unknown calibrator 'percentil'") as caught:
         make_calibrator("percentil")
-    assert caught.value.hint == "did you mean percentile? choices: minmax, average, percentile, entropy, mse"
+    assert caught.value.hint == f"did you mean percentile? choices: {', '.join(CALIBRATORS)}"
     with pytest.raises(CalibrationError) as caught:
         make_calibrator("xyzzy")
-    assert caught.value.hint == "choices: minmax, average, percentile, entropy, mse"
+    assert caught.value.hint == f"choices: {', '.join(CALIBRATORS)}"
 
 
 def test_an_unknown_field_is_refused_with_the_choices() -> None:
@@ -228,6 +231,9 @@ def test_an_unknown_field_is_refused_with_the_choices() -> None:
         *(("entropy", "coverage", v) for v in (0, 1.01, math.inf)),
         *(("mse", "power", v) for v in (0.5, 9, "2")),
         *(("mse", "steps", v) for v in (3, 10_001, 20.5)),
+        *(("emd", "steps", v) for v in (3, 10_001, 20.5)),
+        *(("aciq", "distribution", v) for v in ("normal", "", 1, None, ["gauss"])),
+        *(("admm", "rounds", v) for v in (0, 10_001, 1.5)),
     ],
 )
 def test_a_bad_value_is_refused(name: str, key: str, value: object) -> None:
@@ -240,6 +246,12 @@ def test_a_bad_value_is_refused(name: str, key: str, value: object) -> None:
 @every_calibrator
 def test_the_limits_of_the_fields_are_json_schema(name: str) -> None:
     for field in fields(CALIBRATORS[name]):
+        if "enum" in field.metadata:
+            assert field.metadata["type"] == "string"
+            assert field.default in field.metadata["enum"]
+            for choice in field.metadata["enum"]:
+                make_calibrator(name, **{field.name: choice})
+            continue
         assert set(field.metadata) <= {"exclusiveMinimum", "minimum", "maximum"}
         for word in set(field.metadata) - {"exclusiveMinimum"}:
             make_calibrator(name, **{field.name: field.metadata[word]})
@@ -478,7 +490,7 @@ def test_mse_of_few_values_is_as_good_as_the_best_of_many_ranges(x: Array, bits:
     assert math.sqrt(mean_error(x, grid(MSE(), x), grid)) <= math.sqrt(best) + 2 * bin_noise
 
 
-@pytest.mark.parametrize("name", ["entropy", "mse"])
+@pytest.mark.parametrize("name", ["entropy", "mse", "octav", "aciq", "admm", "emd"])
 @given(x=many, grid=grids, zeros=st.integers(1, 10_000))
 @lawful
 def test_exact_zeros_do_not_move_what_is_searched(name: str, x: Array, grid: Grid, zeros: int) -> None:

@@ -8,11 +8,15 @@ from __future__ import annotations
 import difflib
 from dataclasses import fields
 
+from qconvert.calibrators.aciq import ACIQ
+from qconvert.calibrators.admm import ADMM
 from qconvert.calibrators.average import Average
 from qconvert.calibrators.base import Calibrator
+from qconvert.calibrators.emd import EMD
 from qconvert.calibrators.entropy import Entropy
 from qconvert.calibrators.minmax import MinMax
 from qconvert.calibrators.mse import MSE
+from qconvert.calibrators.octav import OCTAV
 from qconvert.calibrators.percentile import Percentile
 from qconvert.errors import CalibrationError
 
@@ -24,6 +28,10 @@ CALIBRATORS: dict[str, type[Calibrator]] = {
     "percentile": Percentile,
     "entropy": Entropy,
     "mse": MSE,
+    "octav": OCTAV,
+    "aciq": ACIQ,
+    "admm": ADMM,
+    "emd": EMD,
 }
 """The methods, by their name in a policy."""
 

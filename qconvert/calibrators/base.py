@@ -6,19 +6,28 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qconvert.errors import CalibrationError
-from qconvert.histogram import Counts, TensorStats
+from qconvert.histogram import BINS, Counts, TensorStats
 from qconvert.numerics import QuantType, Range
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 LIMITS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most"}
-"""The JSON Schema words that a field's ``metadata`` may hold, and how a message says them."""
+"""The JSON Schema words that a number's ``metadata`` may hold, and how a message says them."""
+
+EDGES = 1024
+"""Edges of a histogram that a loss is summed over, at most."""
+
+
+def choices(*names: str) -> dict[str, object]:
+    """The ``metadata`` of a field that takes one of these names, as JSON Schema has it."""
+    return {"type": "string", "enum": list(names)}
 
 
 @dataclass(frozen=True)
@@ -81,15 +90,26 @@ def _require_finite(stats: TensorStats) -> None:
         raise CalibrationError(message, hint="calibrate with samples that reach this tensor")
 
 
-def _check(name: str, key: str, value: object, kind: type, limits: Mapping[str, float]) -> None:
+def _check(name: str, key: str, value: object, kind: type, limits: Mapping[str, Any]) -> None:
     """Refuses a field of the wrong kind or outside its limits; NaN is outside all of them."""
-    if isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool):
-        above = value > limits.get("exclusiveMinimum", -math.inf) and value >= limits.get("minimum", -math.inf)
-        if above and value <= limits.get("maximum", math.inf):
+    if "enum" in limits:
+        if value in limits["enum"]:
             return
-    wanted = " and ".join(f"{LIMITS[word]} {limit}" for word, limit in limits.items())
-    message = f"{name}: {key}: expected {'a whole number' if kind is int else 'a number'} {wanted}, got {value!r}"
+        wanted = f"one of {', '.join(limits['enum'])}"
+    else:
+        if isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool):
+            above = value > limits.get("exclusiveMinimum", -math.inf) and value >= limits.get("minimum", -math.inf)
+            if above and value <= limits.get("maximum", math.inf):
+                return
+        bounds = " and ".join(f"{LIMITS[word]} {limit}" for word, limit in limits.items())
+        wanted = f"{'a whole number' if kind is int else 'a number'} {bounds}"
+    message = f"{name}: {key}: expected {wanted}, got {value!r}"
     raise CalibrationError(message, hint=f"leave {key} out to take its default")
+
+
+def grid_steps(dtype: QuantType, *, symmetric: bool, narrow_range: bool) -> int:
+    """How many steps of the grid lie between its two ends; where symmetric, between zero and either end."""
+    return (1 << (dtype.bits - 1)) - 1 if symmetric else (1 << dtype.bits) - 1 - (narrow_range and dtype.signed)
 
 
 def used(counts: Counts) -> int:
@@ -106,3 +126,27 @@ def merge(counts: Counts, width: int) -> Counts:
 def last_argmin(values: Floats, *, tolerance: float) -> int:
     """The index of the smallest value; of those at most ``tolerance`` above it (rounding cannot tell), the last."""
     return int(np.flatnonzero(values <= values.min() + tolerance)[-1])
+
+
+def extremes(stats: TensorStats, *, symmetric: bool) -> tuple[float, float]:
+    """How far the data reach below and above zero, in bins; where symmetric, twice the larger one."""
+    below, above = max(-stats.low, 0.0) / stats.histogram.width, max(stats.high, 0.0) / stats.histogram.width
+    return (max(below, above),) * 2 if symmetric else (below, above)
+
+
+def falls(stats: TensorStats, *, folded: bool) -> tuple[Floats, Floats, int]:
+    """Where the density of the values falls, in bins from zero, by how much, and the width of the merged bins.
+
+    So that an error is a sum over the edges: ``sum_e fall(e) F(e) == sum_bins count (F(v) - F(u)) / (v - u)``.
+    """
+    below, above = stats.histogram.negative, stats.histogram.positive
+    counts = below + above if folded else np.concatenate([below[::-1], above])
+    width, zero = 1, 0 if folded else BINS
+    drops = -np.diff(counts, prepend=0, append=0)
+    while np.count_nonzero(drops) > EDGES:
+        counts, width = merge(counts, 2), width * 2
+        drops = -np.diff(counts, prepend=0, append=0)
+    at = np.flatnonzero(drops)
+    edges: Floats = at * np.float64(width) - zero
+    density: Floats = drops[at] / np.float64(width)
+    return edges, density, width

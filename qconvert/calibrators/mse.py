@@ -25,15 +25,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from qconvert.calibrators.base import Calibrator, Floats, last_argmin, merge
-from qconvert.histogram import BINS, TensorStats
-from qconvert.numerics import LevelArray, QuantType, Range, params_from_range
-
-EDGES = 1024
-"""Edges of the histogram that the error is summed over, at most."""
+from qconvert.calibrators.base import Calibrator, Floats, extremes, falls, last_argmin
+from qconvert.histogram import TensorStats
+from qconvert.numerics import LevelArray, QuantParams, QuantType, Range, params_from_range
 
 CHUNK = 1 << 15
 """Edges times candidates evaluated at once, so that the arrays stay in the cache."""
@@ -46,6 +44,9 @@ FINE = 10
 
 Loss = Callable[[Floats, Floats], Floats]
 """The errors of the ranges ``[-below, above]``, in bins."""
+
+Grid = Callable[[Floats, Floats], QuantParams]
+"""The grids that cover the ranges ``[low, high]``."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +63,14 @@ class MSE(Calibrator):
 
     def search(self, stats: TensorStats, dtype: QuantType, *, symmetric: bool, narrow_range: bool) -> Range:
         """The least error over magnitudes where the grid is symmetric, else over signed values."""
-        unit = stats.histogram.width
-        below, above = max(-stats.low, 0.0) / unit, max(stats.high, 0.0) / unit
-        if symmetric:
-            below = above = max(below, above)
-        edges, weights, width = _edges(stats, folded=symmetric and narrow_range and dtype.signed)
-
-        def loss(low: Floats, high: Floats) -> Floats:
-            low, high = np.broadcast_arrays(low, high)
-            grid = params_from_range(-low, high, dtype, symmetric=symmetric, narrow_range=narrow_range)
-            first, last = grid.qmin - grid.zero_point, grid.qmax - grid.zero_point
-            return errors(edges, weights, grid.scale.astype(np.float64), first, last, power=self.power)
-
+        below, above = extremes(stats, symmetric=symmetric)
+        edges, weights, width = falls(stats, folded=symmetric and narrow_range and dtype.signed)
+        grid = partial(params_from_range, dtype=dtype, symmetric=symmetric, narrow_range=narrow_range)
+        loss = partial(range_errors, edges, weights, grid, power=self.power)
         unclipped = float(loss(np.array([below]), np.array([above]))[0])
         slack = max(unclipped, 0.0) ** (1 / self.power) + width + (below + above) / (2**dtype.bits - 2)
         low, high = _search(loss, below, above, steps=self.steps, slack=slack, tied=symmetric)
+        unit = stats.histogram.width
         return Range(-low * unit, high * unit)
 
 
@@ -119,22 +113,11 @@ def _best(loss: Callable[[Floats], Floats], candidates: Floats) -> float:
     return float(ascending[last_argmin(losses, tolerance=TIE * float(np.abs(losses).min()))])
 
 
-def _edges(stats: TensorStats, *, folded: bool) -> tuple[Floats, Floats, int]:
-    """Where the density of the values falls, in bins from zero, by how much, and the width of the merged bins.
-
-    So that the error is a sum over the edges: ``sum_e fall(e) F(e) == sum_bins count (F(v) - F(u)) / (v - u)``.
-    """
-    below, above = stats.histogram.negative, stats.histogram.positive
-    counts = below + above if folded else np.concatenate([below[::-1], above])
-    width, zero = 1, 0 if folded else BINS
-    falls = -np.diff(counts, prepend=0, append=0)
-    while np.count_nonzero(falls) > EDGES:
-        counts, width = merge(counts, 2), width * 2
-        falls = -np.diff(counts, prepend=0, append=0)
-    at = np.flatnonzero(falls)
-    edges: Floats = at * np.float64(width) - zero
-    density: Floats = falls[at] / np.float64(width)
-    return edges, density, width
+def range_errors(edges: Floats, weights: Floats, grid: Grid, low: Floats, high: Floats, *, power: float) -> Floats:
+    """``E |x - fake_quantize(x)|**power`` times the number of values, on the grids of the ranges ``[-low, high]``."""
+    params = grid(*np.broadcast_arrays(-low, high))
+    first, last = params.qmin - params.zero_point, params.qmax - params.zero_point
+    return errors(edges, weights, params.scale.astype(np.float64), first, last, power=power)
 
 
 def errors(

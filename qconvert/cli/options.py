@@ -129,8 +129,8 @@ CalibratorName = Annotated[
     str | None,
     typer.Option(
         "--calibrator",
-        help="How ranges are found: minmax, average, percentile, entropy or mse; with parameters: "
-        "percentile:percentile=99.9.",
+        help="How ranges are found: minmax, average, percentile, entropy, mse, octav, aciq, admm or emd; "
+        "with parameters: percentile:percentile=99.9.",
         rich_help_panel=QUANTIZATION,
         autocompletion=_calibrators,
         show_default=False,

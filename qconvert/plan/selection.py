@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from qconvert.graph import Operator, is_constant, operand
+from qconvert.graph import Operator, attributes, is_constant, operand, shape_of
 from qconvert.plan.operands import activation_values, attribute_refusal, is_activation, is_float, operand_refusal
 from qconvert.plan.settings import SettingsTable
-from qconvert.rules import OP_RULES
+from qconvert.rules import OP_RULES, weight_axis
 from qconvert.targets import MOVES, Target
 
 
@@ -60,14 +60,11 @@ class Selection:
         return operand_refusal(activation_values(op, rule)) or attribute_refusal(op)
 
     def _leave_decoding(self) -> None:
-        """Takes away heavy operators of box decoding: expectations over a Softmax that no other heavy one follows."""
-        for node in sorted(self.heavy, key=list(self.by_node).index):
-            weight = operand(node, 1)
-            if weight is not None and is_constant(weight) and _comes_from_softmax(node) and not self._is_followed(node):
-                self.heavy.discard(node)
-                self._refused[self.by_node[node].name] = (
-                    "post-processing: weighs a Softmax, and no heavy operator follows"
-                )
+        """Takes away the expectations over a Softmax with which detectors decode boxes: one output, no heavy reader."""
+        for op in self.by_node.values():
+            if op.node in self.heavy and _is_expectation(op) and not self._is_followed(op.node):
+                self.heavy.discard(op.node)
+                self._refused[op.name] = "post-processing: an expectation over a Softmax, no heavy operator follows"
 
     def _is_followed(self, node: ir.Node) -> bool:
         """Whether a heavy operator computes on the result."""
@@ -154,13 +151,14 @@ class Selection:
         return "no integer operator reads its result"
 
 
-def _comes_from_softmax(node: ir.Node) -> bool:
-    """Whether the first operand is a Softmax, moved or not."""
-    value = operand(node, 0)
+def _is_expectation(op: Operator) -> bool:
+    """Whether the operator sums a Softmax, moved or not, with constant weights to one number."""
+    weight, value = operand(op.node, 1), operand(op.node, 0)
+    shape = shape_of(weight) if weight is not None and is_constant(weight) else None
+    if not shape or (len(shape) > 1 and shape[weight_axis(op.op_type, len(shape), attributes(op.node))] != 1):
+        return False
     while value is not None and (producer := value.producer()) is not None:
-        if producer.op_type == "Softmax":
-            return True
         if producer.op_type not in MOVES:
-            return False
+            return producer.op_type == "Softmax"
         value = operand(producer, 0)
     return False
