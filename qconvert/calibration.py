@@ -6,12 +6,14 @@ contents give the same bytes.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +89,17 @@ def save(calibration: Calibration, path: Path, *, force: bool) -> None:
     counts = np.array([(row.histogram.negative, row.histogram.positive) for row in rows], np.int64)
     text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
     with atomic_output(path, force=force) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, header=text, counts=counts.reshape(-1, 2, BINS), **members)  # type: ignore[arg-type]
+        _write(file, {"header": text, "counts": counts.reshape(-1, 2, BINS), **members})
+
+
+def _write(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """What ``numpy.savez_compressed`` writes, without the time of day and at a third of its cost."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy")  # whose date is always the same
+            archive.writestr(info, member.getbuffer(), zipfile.ZIP_DEFLATED, compresslevel=1)
 
 
 def _portable(number: float) -> str:

@@ -265,7 +265,7 @@ def _disk_full() -> Iterator[None]:
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with (
         mock.patch("pathlib.Path.write_bytes", side_effect=error),
-        mock.patch("numpy.savez_compressed", side_effect=error),
+        mock.patch("zipfile.ZipFile.writestr", side_effect=error),
     ):
         yield
 
