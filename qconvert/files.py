@@ -31,7 +31,7 @@ def check_writable(path: Path, *, force: bool, keep: Path | None = None) -> None
     if exists and keep is not None and keep.exists() and path.samefile(keep):
         raise OutputError(f"{path}: is the model that is read", hint="-o names another file")
     if exists and not force:
-        raise OutputError(f"{path}: exists already", hint="--force overwrites it; -o names another file")
+        raise OutputError(f"{path}: exists already", hint="--force overwrites it; or name another file")
     folder = path.parent
     if not folder.is_dir():
         raise OutputError(f"{path}: the folder '{folder}' does not exist", hint="create it first")

@@ -26,6 +26,7 @@ ROOMS = (
     "kernels",
     "accumulate",
     "calibrators",
+    "thresholds",
     "preprocess",
     "targets",
     "policy",
@@ -40,6 +41,7 @@ ROOMS = (
     "prepare",
     "capture",
     "calibration",
+    "exchange",
     "provenance",
     "kernel_census",
     "comparison",
@@ -65,6 +67,7 @@ FOREIGN = {
     "ruamel": {"policy"},
     "pydantic": {"policy", "preprocess"},
     "pydantic_core": {"policy"},
+    "plotly": {"report"},
 }
 """Who may import what; ``onnx`` where protobufs are read or converted, everything else goes through ``onnx_ir``."""
 
@@ -165,10 +168,12 @@ def test_only_the_command_line_and_reports_print() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-HEAVY = ("onnx", "onnx_ir", "onnxruntime", "onnxscript", "numba", "numpy", "PIL", "ruamel")
+HEAVY = ("onnx", "onnx_ir", "onnxruntime", "onnxscript", "numba", "numpy", "PIL", "plotly", "ruamel")
 
 
-@pytest.mark.parametrize("command", ["--help", "--version", "calibrate --help", "quantize -h", "policy --help"])
+@pytest.mark.parametrize(
+    "command", ["--help", "--version", "calibrate --help", "stats --help", "quantize -h", "policy --help"]
+)
 def test_help_imports_nothing_heavy(command: str) -> None:
     code = (
         "import sys\n"

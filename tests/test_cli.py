@@ -28,6 +28,7 @@ LABELS = SAMPLES / "digits" / "evaluation_labels.csv"
 COMMANDS = (
     ("inspect",),
     ("calibrate",),
+    ("stats",),
     ("quantize",),
     ("evaluate",),
     ("targets",),

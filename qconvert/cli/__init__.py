@@ -13,7 +13,7 @@ from typing import NamedTuple
 import typer
 
 from qconvert import __version__
-from qconvert.cli import calibrate, demo, doctor, evaluate, inspect, policy, quantize, targets
+from qconvert.cli import calibrate, demo, doctor, evaluate, inspect, policy, quantize, stats, targets
 from qconvert.errors import QConvertError
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -45,6 +45,7 @@ def _version(
 
 app.command("inspect")(inspect.command)
 app.command("calibrate")(calibrate.command)
+app.command("stats")(stats.command)
 app.command("quantize")(quantize.command)
 app.command("evaluate")(evaluate.command)
 app.add_typer(policy.app, name="policy")

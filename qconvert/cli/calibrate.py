@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from qconvert.cli import options as o
+
+Show = Annotated[
+    bool, typer.Option("--show", help="Print the statistics ('qconvert stats' shows more).", rich_help_panel=o.OUTPUT)
+]
 
 
 def command(
@@ -17,6 +24,7 @@ def command(
     policy: o.PolicyFile = None,
     exclude: o.Exclude = None,
     output: o.Output = None,
+    show: Show = False,
     force: o.Force = False,
     quiet: o.Quiet = False,
     provider: o.Provider = "cpu",
@@ -31,6 +39,7 @@ def command(
     """
     from qconvert import pipeline  # noqa: PLC0415 - --help does without
     from qconvert.calibration import SUFFIX  # noqa: PLC0415
+    from qconvert.cli import stats  # noqa: PLC0415
     from qconvert.cli.terminal import Terminal, short  # noqa: PLC0415
 
     terminal = Terminal(quiet=quiet)
@@ -49,6 +58,8 @@ def command(
         force=force,
         listener=terminal,
     )
+    if show:
+        stats.show(path, result)
     skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
     terminal.done(
         f"{short(path)}: {len(result.stats)} values over {result.samples} samples{skipped}; next: qconvert quantize"

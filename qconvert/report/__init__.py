@@ -1,5 +1,5 @@
 """Rendering only: values in, tables or JSON out."""
 
-from qconvert.report import console, json
+from qconvert.report import console, json, plot, stats
 
-__all__ = ["console", "json"]
+__all__ = ["console", "json", "plot", "stats"]

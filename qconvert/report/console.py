@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qconvert.metrics import EXACT_DB
+from qconvert.report import tables
 
 if TYPE_CHECKING:
     from qconvert.comparison import Evaluation, Latency
@@ -35,67 +33,6 @@ APART_DB = 3.0
 LISTED = 12
 """Rows of a list before the rest is counted."""
 
-WIDTH = 80
-"""Columns of running text where the output is not a terminal."""
-
-
-def _table(*columns: str, numbers: Sequence[int] = (), title: str = "", header: bool = True) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=title or None,
-        title_justify="left",
-        title_style="bold",
-        show_edge=False,
-        show_header=header,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-    )
-    for index, column in enumerate(columns):
-        right = index in numbers
-        table.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
-    return table
-
-
-def _facts(*rows: tuple[str, str]) -> Table:
-    """Names and values, two columns without a head; texts are shown as they are."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(escape(name), escape(value))
-    return table
-
-
-def _stdout() -> Console:
-    return Console(highlight=False, emoji=False)
-
-
-def _show(*parts: RenderableType, console: Console | None = None) -> None:
-    """Prints the parts with a blank line between them and no blanks at the ends of lines."""
-    console = console or _stdout()
-    with console.capture() as captured:
-        for index, part in enumerate(parts):
-            if index:
-                console.print()
-            console.print(part, soft_wrap=isinstance(part, Text))
-    lines = [line.rstrip() for line in captured.get().splitlines()]
-    console.file.write("\n".join(lines) + "\n")
-
-
-def size(count: int) -> str:
-    """Bytes for people: ``3.6 MB``."""
-    amount = float(count)
-    for unit in ("B", "kB", "MB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.2f} GB"
-
-
-def decibels(value: float) -> str:
-    """An SQNR: ``17.9 dB``, or ``exact``."""
-    return "exact" if value >= EXACT_DB else f"{value:.2f} dB"
-
 
 # quantize
 
@@ -105,30 +42,23 @@ def quantized(result: Quantized, console: Console) -> None:
     plan, proof = result.plan, result.proof
     methods = Counter(entry.method for entry in plan.of("activation") if entry.method != "same scale")
     roles: tuple[Role, ...] = ("activation", "weight", "bias")
-    before, after, absorbed = result.size_before, result.size_after, _many(len(plan.absorbed), "clamp")
-    facts = _facts(
+    before, after, absorbed = result.size_before, result.size_after, tables.many(len(plan.absorbed), "clamp")
+    facts = tables.facts(
         ("target", plan.target),
         ("operators", f"{len(plan.integer)} on integers, {len(plan.floats)} in float, {absorbed} absorbed"),
-        ("tensors", ", ".join(_many(len(plan.of(role)), role) for role in roles)),
+        ("tensors", ", ".join(tables.many(len(plan.of(role)), role) for role in roles)),
         ("ranges", ", ".join(f"{name} {count}" for name, count in methods.most_common())),
-        ("size", f"{size(before)} -> {size(after)} ({_percent(after, before)})"),
+        ("size", f"{tables.size(before)} -> {tables.size(after)} ({tables.percent(after, before)})"),
         ("heavy kernels", _kernel_line(proof.kernels)),
         *(
-            (f"SQNR {one.output}", f"{decibels(one.sqnr_db)} on {_many(one.samples, 'calibration sample')}")
+            (
+                f"SQNR {one.output}",
+                f"{tables.decibels(one.sqnr_db)} on {tables.many(one.samples, 'calibration sample')}",
+            )
             for one in proof.fidelity
         ),
     )
-    _show(facts, *([_float_table(plan.floats)] if plan.floats else []), console=console)
-
-
-def _many(count: int, one: str) -> str:
-    """``1 bias``, ``18 biases``."""
-    ending = "" if count == 1 else "es" if one.endswith("s") else "s"
-    return f"{count} {one}{ending}"
-
-
-def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f} %"
+    tables.show(facts, *([_float_table(plan.floats)] if plan.floats else []), console=console)
 
 
 def warn_proof(proof: Proof, warn: Callable[[str], None]) -> None:
@@ -154,7 +84,7 @@ def _kernel_line(kernels: Sequence[Kernel]) -> str:
 
 def _float_table(floats: Sequence[FloatOp]) -> Table:
     groups = Counter((op.op_type, _shared(op.reason)) for op in floats)
-    table = _table("stay float", "count", "reason", numbers=(1,))
+    table = tables.table("stay float", "count", "reason", numbers=(1,))
     for (op_type, reason), count in groups.most_common(LISTED):
         table.add_row(op_type, str(count), escape(reason))
     if len(groups) > LISTED:
@@ -170,7 +100,7 @@ def _float_table(floats: Sequence[FloatOp]) -> Table:
 def evaluation(result: Evaluation) -> None:
     """The tables of evaluate."""
     before, after = result.reference, result.candidate
-    table = _table("", "reference", "candidate", "change", numbers=(0, 1, 2, 3))
+    table = tables.table("", "reference", "candidate", "change", numbers=(0, 1, 2, 3))
     table.columns[0].justify = "left"
     if before.accuracy and after.accuracy:
         table.add_row(f"top-1 ({before.accuracy.items} labels)", *_points(before.accuracy.top1, after.accuracy.top1))
@@ -179,16 +109,21 @@ def evaluation(result: Evaluation) -> None:
                 f"top-5 ({before.accuracy.items} labels)", *_points(before.accuracy.top5, after.accuracy.top5)
             )
     table.add_row(
-        "size", size(before.size_bytes), size(after.size_bytes), _percent(after.size_bytes, before.size_bytes)
+        "size",
+        tables.size(before.size_bytes),
+        tables.size(after.size_bytes),
+        tables.percent(after.size_bytes, before.size_bytes),
     )
     if before.latency and after.latency:
         ratio = after.latency.median_ms / before.latency.median_ms
-        label = f"latency ({_many(before.latency.threads, 'thread')}, median of {before.latency.runs})"
+        label = f"latency ({tables.many(before.latency.threads, 'thread')}, median of {before.latency.runs})"
         table.add_row(label, _milliseconds(before.latency), _milliseconds(after.latency), f"{ratio:.2f}x")
     heavy = [(sum(k.integer for k in side.kernels), len(side.kernels)) for side in (before, after)]
     table.add_row("heavy operators in integer kernels", *(f"{integer} of {total}" for integer, total in heavy), "")
-    names = _facts(("reference", str(before.path)), ("candidate", str(after.path)), ("samples", str(result.samples)))
-    _show(names, table, _fidelity_table(result.fidelity), *_float_kernels(after.kernels))
+    names = tables.facts(
+        ("reference", str(before.path)), ("candidate", str(after.path)), ("samples", str(result.samples))
+    )
+    tables.show(names, table, _fidelity_table(result.fidelity), *_float_kernels(after.kernels))
 
 
 def _points(before: float, after: float) -> tuple[str, str, str]:
@@ -200,10 +135,12 @@ def _milliseconds(latency: Latency) -> str:
 
 
 def _fidelity_table(fidelity: Sequence[Fidelity]) -> Table:
-    table = _table("output", "SQNR", "cosine", "argmax agrees", "samples", numbers=(1, 2, 3, 4))
+    table = tables.table("output", "SQNR", "cosine", "argmax agrees", "samples", numbers=(1, 2, 3, 4))
     for one in fidelity:
         agreement = "-" if one.argmax_agreement is None else f"{one.argmax_agreement:.2f} %"
-        table.add_row(escape(one.output), decibels(one.sqnr_db), f"{one.cosine:.6f}", agreement, str(one.samples))
+        table.add_row(
+            escape(one.output), tables.decibels(one.sqnr_db), f"{one.cosine:.6f}", agreement, str(one.samples)
+        )
     return table
 
 
@@ -211,7 +148,7 @@ def _float_kernels(kernels: Sequence[Kernel]) -> list[RenderableType]:
     floats = [kernel for kernel in kernels if not kernel.integer]
     if not floats:
         return []
-    table = _table("heavy operator in float", "kernel", "reason")
+    table = tables.table("heavy operator in float", "kernel", "reason")
     for kernel in floats[:LISTED]:
         table.add_row(escape(kernel.operator), kernel.op_type, escape(kernel.reason))
     if len(floats) > LISTED:
@@ -224,27 +161,28 @@ def _float_kernels(kernels: Sequence[Kernel]) -> list[RenderableType]:
 
 def inspection(result: Inspection) -> None:
     """What is in the file, then every decision of the plan with its reason, one line each."""
-    facts = [("file", f"{result.path}, {size(result.size_bytes)}, opset {result.opset}")]
+    facts = [("file", f"{result.path}, {tables.size(result.size_bytes)}, opset {result.opset}")]
     facts += [
         (title, _port(port))
         for title, ports in (("input", result.inputs), ("output", result.outputs))
         for port in ports
     ]
     facts += [
-        ("weights", f"{_many(count, f'{dtype} tensor')}, {size(total)}") for dtype, count, total in result.weights
+        ("weights", f"{tables.many(count, f'{dtype} tensor')}, {tables.size(total)}")
+        for dtype, count, total in result.weights
     ]
     facts += [("preparation", note) for note in result.notes]
-    counts = _table("operator", "count", "on integers", numbers=(1, 2), title="operators in the file")
+    counts = tables.table("operator", "count", "on integers", numbers=(1, 2), title="operators in the file")
     integer = Counter(op.op_type for op in result.placement.integer.values())
     for op_type, count in result.operators:
         counts.add_row(op_type, str(count), str(integer.get(op_type, 0) or "-"))
-    console = _stdout()
-    parts: list[RenderableType] = [_facts(*facts), counts, _reasons(result, console)]
+    console = tables.stdout()
+    parts: list[RenderableType] = [tables.facts(*facts), counts, _reasons(result, console)]
     if result.plan is not None:
         parts.append(_ranges(result.plan, console))
     if result.placement.floats:
         parts.append(_floats(result.placement.floats, console))
-    _show(*parts, console=console)
+    tables.show(*parts, console=console)
 
 
 def _port(port: Port) -> str:
@@ -258,8 +196,8 @@ def _reasons(result: Inspection, console: Console) -> Text:
     rows = [(name, placement.why.get(name, "constant operand")) for name in (*placement.values, *placement.constants)]
     if result.plan is not None:
         rows = [(entry.tensor, entry.reason) for entry in result.plan.entries]
-    title = f"{_many(len(rows), 'tensor')} on integers for {result.target.name}, and why"
-    return _titled(title, _pairs(rows, console, max((len(reason) for _, reason in rows), default=0)))
+    title = f"{tables.many(len(rows), 'tensor')} on integers for {result.target.name}, and why"
+    return tables.titled(title, tables.pairs(rows, console, max((len(reason) for _, reason in rows), default=0)))
 
 
 def _ranges(plan: Plan, console: Console) -> Text:
@@ -269,23 +207,7 @@ def _ranges(plan: Plan, console: Console) -> Text:
     for entry in entries:
         low, high = float(entry.params.low.min()), float(entry.params.high.max())
         rows.append((entry.tensor, f"{entry.params.dtype.name:<6} {low:>10.4g} {high:>10.4g}  {entry.method}"))
-    return _titled("ranges", _pairs(rows, console, max(len(text) for _, text in rows)))
-
-
-def _pairs(rows: Sequence[tuple[str, str]], console: Console, right: int) -> list[str]:
-    """Two columns, the second at most ``right`` wide; where a terminal is too narrow, a text stands below its name."""
-    left = max((len(name) for name, _ in rows), default=0)
-    if not console.is_terminal:
-        return [f"{name:<{left}}  {text}" for name, text in rows]
-    room = console.width - right - 2
-    left, indent = (min(left, room), min(left, room) + 2) if room >= WIDTH // 4 else (min(left, WIDTH // 4), 6)
-    lines = []
-    for name, text in rows:
-        if len(name) <= left and left + 2 + len(text) <= console.width:
-            lines.append(f"{name:<{left}}  {text}")
-        else:
-            lines += [name, *_wrapped(text, console.width, " " * indent, " " * indent)]
-    return lines
+    return tables.titled("ranges", tables.pairs(rows, console, max(len(text) for _, text in rows)))
 
 
 def _floats(floats: Sequence[FloatOp], console: Console) -> Text:
@@ -293,30 +215,19 @@ def _floats(floats: Sequence[FloatOp], console: Console) -> Text:
     groups: dict[str, dict[str, list[str]]] = {}
     for op in floats:
         groups.setdefault(_shared(op.reason), {}).setdefault(op.op_type, []).append(op.operator)
-    width = console.width if console.is_terminal else WIDTH
+    width = console.width if console.is_terminal else tables.WIDTH
     lines = []
     for reason, kinds in sorted(groups.items(), key=lambda item: -sum(map(len, item[1].values()))):
         lines.append(f"  {reason}")
         for op_type, names in kinds.items():
-            lines += _wrapped(f"{len(names)} {op_type}: {', '.join(names)}", width, " " * 4, " " * 6)
-    return _titled(f"{_many(len(floats), 'operator')} in float, and why", lines)
-
-
-def _wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
-    """The text in lines of ``width``; names are not broken."""
-    return textwrap.wrap(
-        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-    )
+            lines += tables.wrapped(f"{len(names)} {op_type}: {', '.join(names)}", width, " " * 4, " " * 6)
+    return tables.titled(f"{tables.many(len(floats), 'operator')} in float, and why", lines)
 
 
 def _shared(reason: str) -> str:
     """The reason without the path of one subgraph, so that all subgraphs stand together; --json has the paths."""
     inside, colon, why = reason.partition(": ")
     return f"inside subgraphs: {why}" if colon and inside.startswith("inside ") else reason
-
-
-def _titled(title: str, lines: Sequence[str]) -> Text:
-    return Text.assemble((f"{title}\n", "bold"), "\n".join(lines))
 
 
 # targets and doctor
@@ -329,14 +240,14 @@ def targets(found: Sequence[Target]) -> None:
         symmetric = ", symmetric" if target.symmetric_activations else ""
         limits = f"activations {', '.join(target.activations)}{symmetric}\nweights {', '.join(target.weights)}"
         rows += [(target.name, f"{target.title}\n{limits}"), ("", "")]
-    _show(_facts(*rows))
+    tables.show(tables.facts(*rows))
 
 
 def machine(found: Machine) -> None:
     """What this machine has."""
-    facts = _facts(
+    facts = tables.facts(
         *found.versions,
         ("cpu", f"{found.cpus} x {found.architecture}: {', '.join(found.instructions) or 'instructions unknown'}"),
         *((f"provider {name}", "available" if available else "missing") for name, available in found.providers),
     )
-    _show(facts, _facts(*(("-", text) for text in found.meaning)))
+    tables.show(facts, tables.facts(*(("-", text) for text in found.meaning)))

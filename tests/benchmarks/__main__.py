@@ -85,7 +85,7 @@ def latency_table(work: Work, folder: Path) -> list[str]:
     rows = [measure("latency", work, folder) for _ in range(REPEATS)]
     names = [key for key in rows[0] if key.endswith("_ms")]
     base = median(rows, "peer_ms")[0]
-    lines = [f"### {work.name}: latency, one thread, median of 100 interleaved runs, {REPEATS} times", ""]
+    lines = [f"### {work.name}: latency, one thread, median of 150 interleaved runs, {REPEATS} times", ""]
     lines += ["| | ms | ratio to onnxruntime.quantization |", "| --- | ---: | ---: |"]
     for name in names:
         value, spread = median(rows, name)
