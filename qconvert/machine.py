@@ -10,7 +10,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from qconvert import __version__
-from qconvert.session import PROVIDERS
+from qconvert.session import GPU_INSTALL, PROVIDERS
 from qconvert.workers import default_workers
 
 _FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
@@ -82,8 +82,4 @@ def _kernels(instructions: tuple[str, ...]) -> str:
 
 def _providers(providers: tuple[tuple[str, bool], ...]) -> str:
     missing = [name for name, available in providers if not available]
-    return (
-        f"--provider {' and '.join(missing)}: not in this onnxruntime; 'pip install qconvert[gpu]' brings them"
-        if missing
-        else ""
-    )
+    return f"--provider {' and '.join(missing)}: not in this onnxruntime: {GPU_INSTALL}" if missing else ""

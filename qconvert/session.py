@@ -17,6 +17,9 @@ from qconvert.graph import INLINE_LIMIT, serialize, weight_bytes
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 
+GPU_INSTALL = "pip install 'qconvert[gpu]' && pip install --force-reinstall --no-deps onnxruntime-gpu"
+"""Both builds of onnxruntime share one folder: the GPU build has to be written last."""
+
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 _NUMPY_TYPES: dict[str, npt.DTypeLike] = {
@@ -51,7 +54,7 @@ def check_provider(provider: str) -> None:
         raise ProviderError(
             f"provider '{provider}': this onnxruntime {ort.__version__} has only "
             f"{', '.join(ort.get_available_providers())}",
-            hint="pip uninstall onnxruntime && pip install 'qconvert[gpu]', on a machine with an NVIDIA driver and CUDA"
+            hint=f"{GPU_INSTALL}, on a machine with an NVIDIA driver and CUDA"
             + (" and TensorRT" if provider == "tensorrt" else ""),
         )
 
