@@ -99,7 +99,7 @@ def _write(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
             member = io.BytesIO()
             np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy")  # whose date is always the same
-            archive.writestr(info, member.getbuffer(), zipfile.ZIP_DEFLATED, compresslevel=1)
+            archive.writestr(info, member.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=1)
 
 
 def _portable(number: float) -> str:
