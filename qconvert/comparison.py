@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from qconvert.errors import CorruptSampleError, ModelError
+from qconvert.errors import ModelError
 from qconvert.graph import external_tensors, load_model
 from qconvert.kernel_census import Kernel, census
 from qconvert.samples import Sample, SampleSet
 from qconvert.scores import Accuracy, Fidelity, Hits, Sums, pool_accuracy, pool_fidelity, sample_hits, sample_sums
 from qconvert.session import Feeds, open_session, run
-from qconvert.visit import Progress, Visit
+from qconvert.visit import Progress, Visit, readable
 from qconvert.workers import default_workers
 
 WARM_UP = 3
@@ -102,7 +102,7 @@ def compare_models(
     before, after = (open_session(path, provider=provider, threads=1) for path in (reference, candidate))
     pair, visit = _pair(before, after, candidate), Visit(samples, strict, progress)
     rows = _rows(pair, visit, threads)
-    first = next(sample for index in range(len(samples)) if (sample := _try_load(samples, index)) is not None)
+    first = next(readable(samples))
     times = _latencies(
         (reference, candidate), first.feeds, provider=provider, threads=threads or default_workers(), runs=latency_runs
     )
@@ -183,13 +183,6 @@ def _rows(pair: _Pair, visit: Visit, threads: int) -> list[_Row]:
 
     visit.run(work, threads)
     return [found[index] for index in sorted(found)]
-
-
-def _try_load(samples: SampleSet, index: int) -> Sample | None:
-    try:
-        return samples.load(index)
-    except CorruptSampleError:
-        return None
 
 
 def _real(output: Any, sample: Sample, batch: int) -> Any:  # noqa: ANN401 - see sample_sums

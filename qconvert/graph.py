@@ -126,18 +126,21 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
             )
 
 
+def initializers(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Every constant that is stored in the model, with its tensor; subgraphs included."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+
+
 def external_tensors(model: ir.Model) -> list[ir.ExternalTensor]:
     """The weights that live in files beside the model."""
     return [tensor for _, tensor in _external_values(model)]
 
 
 def _external_values(model: ir.Model) -> list[tuple[ir.Value, ir.ExternalTensor]]:
-    return [
-        (value, value.const_value)
-        for graph in (model.graph, *model.graph.subgraphs())
-        for value in graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    ]
+    return [(value, tensor) for value, tensor in initializers(model) if isinstance(tensor, ir.ExternalTensor)]
 
 
 def file_hash(path: Path) -> str:
@@ -153,13 +156,7 @@ def file_hash(path: Path) -> str:
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers as stored."""
-    graphs = (model.graph, *model.graph.subgraphs())
-    return sum(
-        value.const_value.nbytes
-        for graph in graphs
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
+    return sum(tensor.nbytes for _, tensor in initializers(model))
 
 
 def write_model(model: ir.Model, path: Path) -> None:
@@ -234,14 +231,14 @@ def opset(model: ir.Model) -> int:
     return next((model.opset_imports[domain] for domain in STANDARD_DOMAINS if domain in model.opset_imports), 1)
 
 
-def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any], *, dtype: ir.DataType | None = None) -> ir.Value:
+def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
     """Registers an initializer under a name not yet taken and returns its value."""
     unique = name
     count = 1
     while unique in graph.initializers:
         count += 1
         unique = f"{name}_{count}"
-    tensor = ir.Tensor(array, dtype=dtype, name=unique)
+    tensor = ir.Tensor(array, name=unique)
     value = ir.Value(name=unique, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qconvert import calibration
 from qconvert.comparison import file_size
-from qconvert.graph import Port, load_model, operators, opset, ports
+from qconvert.graph import Port, initializers, load_model, operators, opset, ports
 from qconvert.plan import Placement, Plan, make_placement, make_plan
 from qconvert.policy import Policy
 from qconvert.prepare import prepare
@@ -57,11 +57,9 @@ def inspect(model: Path, *, policy: Policy | None = None, calibrated: Path | Non
     for op in operators(graph):
         counts[op.op_type] = counts.get(op.op_type, 0) + 1
     weights: dict[str, tuple[int, int]] = {}
-    for owner in (graph.graph, *graph.graph.subgraphs()):
-        for value in owner.initializers.values():
-            if value.const_value is not None:
-                tensors, size = weights.get(value.const_value.dtype.name.lower(), (0, 0))
-                weights[value.const_value.dtype.name.lower()] = (tensors + 1, size + value.const_value.nbytes)
+    for _, tensor in initializers(graph):
+        tensors, size = weights.get(tensor.dtype.name.lower(), (0, 0))
+        weights[tensor.dtype.name.lower()] = (tensors + 1, size + tensor.nbytes)
     version = opset(graph)
     prepared = prepare(graph, ())
     placement, _, target = make_placement(graph, policy or Policy())

@@ -17,7 +17,7 @@ from qconvert import calibration
 from qconvert.calibration import Calibration
 from qconvert.capture import capture
 from qconvert.comparison import Evaluation, compare_models, compare_outputs, file_size
-from qconvert.errors import CorruptSampleError, DataError, ModelError
+from qconvert.errors import ModelError
 from qconvert.files import atomic_output, check_writable
 from qconvert.graph import file_hash, load_model, operators, ports, write_model
 from qconvert.kernel_census import Kernel, census
@@ -32,6 +32,7 @@ from qconvert.samples import InputSpec, SampleSet, open_samples
 from qconvert.samples.find import find as find_samples
 from qconvert.scores import Fidelity
 from qconvert.session import Feeds, check_provider
+from qconvert.visit import readable
 
 PROBES = 4
 PROBE_BYTES = 32 << 20
@@ -277,24 +278,14 @@ def _open(
 def _probes(samples: SampleSet) -> tuple[Feeds, ...]:
     """The first readable samples, few and small enough to be kept."""
     found: list[Feeds] = []
-    size, first = 0, ""
-    for index in range(len(samples)):
-        try:
-            feeds = samples.load(index).feeds
-        except CorruptSampleError as error:
-            first = first or str(error)
-            continue
-        size += sum(array.nbytes for array in feeds.values())
+    size = 0
+    for sample in readable(samples):
+        size += sum(array.nbytes for array in sample.feeds.values())
         if found and size > PROBE_BYTES:
             break
-        found.append(feeds)
+        found.append(sample.feeds)
         if len(found) == PROBES:
             break
-    if not found:
-        raise DataError(
-            f"none of the {len(samples)} samples can be read; the first: {first}",
-            hint="mend them, or give others with --data",
-        )
     return tuple(found)
 
 

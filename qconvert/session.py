@@ -66,7 +66,6 @@ def open_session(
     threads: int = 0,
     optimize: bool = True,
     optimized_path: Path | None = None,
-    config: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
     """Opens a model for running.
 
@@ -77,7 +76,6 @@ def open_session(
         threads: Threads inside one run; 0 lets onnxruntime choose.
         optimize: Whether onnxruntime may rewrite the graph.
         optimized_path: Where onnxruntime writes the graph that it really runs.
-        config: Session configuration entries.
 
     Raises:
         ModelError: If onnxruntime refuses the model.
@@ -92,8 +90,6 @@ def open_session(
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
-    for key, value in (config or {}).items():
-        options.add_session_config_entry(key, value)
     wanted = [PROVIDERS[provider]] if provider == "cpu" else [PROVIDERS[provider], PROVIDERS["cpu"]]
     with tempfile.TemporaryDirectory(prefix="qconvert.") as folder:
         try:

@@ -43,10 +43,7 @@ class Visit:
         """
         run_workers(min(threads or default_workers(), max(len(self.samples), 1)), work, self._stop)
         if self.done == 0:
-            raise DataError(
-                f"none of the {len(self.samples)} samples can be read; the first: {self.skipped[0][1]}",
-                hint="mend them, or give others with --data",
-            )
+            raise _none_readable(self.samples, self.skipped[0][1])
 
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
@@ -80,3 +77,29 @@ class Visit:
             with self.lock:
                 self._skipped[index] = (error.sample, str(error))
             return None
+
+
+def readable(samples: SampleSet) -> Iterator[Sample]:
+    """The samples that can be read, in order, read when they are asked for.
+
+    Raises:
+        DataError: If there is none.
+    """
+    reasons, found = [], False
+    for index in range(len(samples)):
+        try:
+            sample = samples.load(index)
+        except CorruptSampleError as error:
+            reasons.append(str(error))
+            continue
+        found = True
+        yield sample
+    if not found:
+        raise _none_readable(samples, reasons[0])
+
+
+def _none_readable(samples: SampleSet, reason: str) -> DataError:
+    return DataError(
+        f"none of the {len(samples)} samples can be read; the first: {reason}",
+        hint="mend them, or give others with --data",
+    )
