@@ -1,6 +1,7 @@
 """Quantize ONNX models and prove that they still work.
 
-Every command of ``qconvert`` is one public function here: ``inspect``, ``calibrate``, ``quantize``, ``evaluate``.
+Every command of ``qconvert`` is one public function here: ``inspect``, ``calibrate``, ``quantize``, ``evaluate``,
+``convert``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qconvert.calibration import Calibration as Calibration
     from qconvert.comparison import Evaluation as Evaluation
+    from qconvert.conversion import convert as convert
     from qconvert.inspection import inspect as inspect
     from qconvert.pipeline import calibrate as calibrate
     from qconvert.pipeline import evaluate as evaluate
@@ -23,12 +25,23 @@ _HOMES = {
     "Evaluation": "qconvert.comparison",
     "Plan": "qconvert.plan",
     "calibrate": "qconvert.pipeline",
+    "convert": "qconvert.conversion",
     "evaluate": "qconvert.pipeline",
     "inspect": "qconvert.inspection",
     "quantize": "qconvert.pipeline",
 }
 
-__all__ = ["Calibration", "Evaluation", "Plan", "__version__", "calibrate", "evaluate", "inspect", "quantize"]
+__all__ = [
+    "Calibration",
+    "Evaluation",
+    "Plan",
+    "__version__",
+    "calibrate",
+    "convert",
+    "evaluate",
+    "inspect",
+    "quantize",
+]
 
 
 def __getattr__(name: str) -> object:

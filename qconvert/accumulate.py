@@ -10,7 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from qconvert import kernels
-from qconvert.histogram import BINS, MIN_EXPONENT, Histogram, TensorStats, exact, grid_exponent
+from qconvert.histogram import (
+    BINS,
+    MIN_EXPONENT,
+    RECORDED,
+    Detail,
+    Histogram,
+    SampleRanges,
+    TensorStats,
+    exact,
+    grid_exponent,
+    stride,
+)
 
 FLOAT32_SAFE_EXPONENT = -100
 """Below this grid the kernel's float32 scale would overflow; such tensors take the float64 path."""
@@ -23,24 +34,28 @@ class Accumulator:
     ``counts`` holds the positive side of the histogram, then the negative one; zeros are counted apart.
     """
 
+    detail: Detail = "exact"
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(2 * BINS, np.int64))
     exponent: int = MIN_EXPONENT
     zeros: int = 0
     low: float = math.inf
     high: float = -math.inf
     samples: int = 0
+    values: int = 0
     low_sum: int = 0
     high_sum: int = 0
     nan: int = 0
     negative_inf: int = 0
     positive_inf: int = 0
+    ranges: list[tuple[int, float, float]] = field(default_factory=list)
 
-    def add(self, values: npt.NDArray[Any], tables: npt.NDArray[np.uint32]) -> bool:
+    def add(self, values: npt.NDArray[Any], tables: npt.NDArray[np.uint16], *, index: int = 0) -> bool:
         """Adds one sample's tensor; returns whether all its values were finite.
 
         Args:
             values: The tensor, any shape, float.
-            tables: Scratch memory of the thread, uint32 ``[kernels.TABLES, 2 * BINS]``, all 0.
+            tables: Scratch memory of the thread, as ``scratch`` makes it.
+            index: The sample's number.
         """
         x = np.ascontiguousarray(values, np.float32).reshape(-1)
         if x.size == 0:
@@ -54,10 +69,18 @@ class Accumulator:
                 return False
             low, high, zeros = _extremes(x)
         self.samples += 1
+        self.values += x.size
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.low_sum += exact(low)
         self.high_sum += exact(high)
-        self._fill(x, grid_exponent(max(-low, high)), zeros, tables)
+        self.ranges.append((index, low, high))
+        if len(self.ranges) > 2 * RECORDED:
+            self.ranges = SampleRanges.of(self.ranges).rows()
+        if self.detail == "sampled" and (step := stride(x.size)) > 1:
+            x = np.ascontiguousarray(x[::step])
+            zeros = x.size - int(np.count_nonzero(x))
+        if self.detail != "range":
+            self._fill(x, grid_exponent(max(-low, high)), zeros, tables)
         return finite
 
     def _count_non_finite(self, x: npt.NDArray[np.float32]) -> None:
@@ -65,14 +88,13 @@ class Accumulator:
         self.negative_inf += int(np.isneginf(x).sum())
         self.positive_inf += int(np.isposinf(x).sum())
 
-    def _fill(self, x: npt.NDArray[np.float32], exponent: int, zeros: int, tables: npt.NDArray[np.uint32]) -> None:
+    def _fill(self, x: npt.NDArray[np.float32], exponent: int, zeros: int, tables: npt.NDArray[np.uint16]) -> None:
         if exponent > self.exponent:
             self._set(self._histogram().at(exponent))
         if self.exponent <= FLOAT32_SAFE_EXPONENT:
             self._set(self._histogram() + Histogram.of(x))
             return
-        kernels.fill(x, np.float32(math.ldexp(BINS, -self.exponent)), tables)
-        kernels.drain(tables, self.counts)
+        kernels.fill(x, np.float32(math.ldexp(BINS, -self.exponent)), tables, self.counts)
         self.counts[0] -= zeros
         self.zeros += zeros
 
@@ -90,11 +112,13 @@ class Accumulator:
             self.low,
             self.high,
             self.samples,
+            self.values,
             self.low_sum,
             self.high_sum,
             self.nan,
             self.negative_inf,
             self.positive_inf,
+            SampleRanges.of(self.ranges),
         )
 
 
@@ -104,6 +128,6 @@ def _extremes(x: npt.NDArray[np.float32]) -> tuple[float, float, int]:
     return kernels.real(low), kernels.real(high), zeros
 
 
-def scratch() -> npt.NDArray[np.uint32]:
-    """Scratch memory for one thread."""
-    return np.zeros((kernels.TABLES, 2 * BINS), np.uint32)
+def scratch() -> npt.NDArray[np.uint16]:
+    """Scratch memory for one thread, ``[kernels.TABLES, 2 * BINS]``, all 0 between uses."""
+    return np.zeros((kernels.TABLES, 2 * BINS), np.uint16)

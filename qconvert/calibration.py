@@ -10,10 +10,11 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,19 @@ import numpy.typing as npt
 from qconvert.errors import CalibrationError
 from qconvert.files import atomic_output
 from qconvert.graph import file_hash
-from qconvert.histogram import BINS, Histogram, TensorStats
+from qconvert.histogram import BINS, Histogram, SampleRanges, TensorStats
+from qconvert.visit import State
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from qconvert.channels import ChannelStats
+
+FORMAT = 2
 SUFFIX = ".calib"
+PART_SUFFIX = ".part"
+"""Behind the name of a ``.calib`` file: what an unfinished run has kept."""
+
+RANGES: Mapping[str, npt.DTypeLike] = {"index": np.int64, "low": np.float32, "high": np.float32}
+"""The members that hold the ranges of single samples, of all values one after another."""
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 
@@ -41,6 +51,7 @@ class Calibration:
         skipped: Samples that could not be read: ``(name, reason)``.
         stats: Statistics by name of the value in the prepared graph.
         probes: A few of the samples as fed to the model, for the comparisons that quantize makes; ``==`` ignores them.
+        channels: Statistics of each channel, of the values that have them.
     """
 
     model: str
@@ -50,6 +61,7 @@ class Calibration:
     skipped: tuple[tuple[str, str], ...]
     stats: Mapping[str, TensorStats]
     probes: tuple[Feeds, ...] = field(default=(), compare=False)
+    channels: Mapping[str, ChannelStats] = field(default_factory=dict)
 
     def __add__(self, other: Calibration) -> Calibration:
         """The statistics of both: of the same model, over other samples.
@@ -57,21 +69,33 @@ class Calibration:
         Raises:
             CalibrationError: If they belong to different models.
         """
-        if self.model_hash != other.model_hash or set(self.stats) != set(other.stats):
-            raise CalibrationError("only calibrations of the same model can be added")
-        merged = {name: stats + other.stats[name] for name, stats in self.stats.items()}
+        same = set(self.stats) == set(other.stats) and set(self.channels) == set(other.channels)
+        if self.model_hash != other.model_hash or not same:
+            raise CalibrationError("only calibrations of the same values of the same model can be added")
+        stats = {name: stats + other.stats[name] for name, stats in self.stats.items()}
+        channels = {name: rows + other.channels[name] for name, rows in self.channels.items()}
         skipped = tuple(sorted(self.skipped + other.skipped))
-        return replace(self, samples=self.samples + other.samples, skipped=skipped, stats=merged)
+        samples = self.samples + other.samples
+        return replace(self, samples=samples, skipped=skipped, stats=stats, channels=channels)
 
 
-def save(calibration: Calibration, path: Path, *, force: bool) -> None:
+def save(calibration: Calibration, path: Path, *, force: bool, state: State | None = None) -> None:
     """Writes a ``.calib`` file, whole or not at all.
+
+    Args:
+        calibration: What is known.
+        path: Where to.
+        force: Whether an existing file may be overwritten.
+        state: How far an unfinished run came; its statistics are the ones that are written.
 
     Raises:
         OutputError: If the file exists and ``force`` is not given, or cannot be written.
     """
-    names = list(calibration.stats)
-    rows = [calibration.stats[name] for name in names]
+    source = state or calibration
+    names, rows = list(source.stats), list(source.stats.values())
+    ranges = SampleRanges(
+        *(_joined([getattr(row.ranges, part) for row in rows], kind) for part, kind in RANGES.items())
+    )
     header = {
         "format": FORMAT,
         "model": calibration.model,
@@ -81,15 +105,47 @@ def save(calibration: Calibration, path: Path, *, force: bool) -> None:
         "skipped": [list(item) for item in calibration.skipped],
         "probes": [list(probe) for probe in calibration.probes],
         "values": [
-            [name, row.histogram.exponent, row.histogram.zeros, *(_portable(number) for number in row.scalars())]
+            [
+                name,
+                row.ranges.index.size,
+                row.histogram.exponent,
+                row.histogram.zeros,
+                *(_portable(number) for number in row.scalars()),
+            ]
             for name, row in zip(names, rows, strict=True)
         ],
+        "channels": [[name, one.counts.size] for name, one in source.channels.items()],
+        "state": None if state is None else [[*map(list, state.groups)], state.passes, sorted(state.done)],
     }
     members = {f"probe_{i}_{j}": a for i, probe in enumerate(calibration.probes) for j, a in enumerate(probe.values())}
     counts = np.array([(row.histogram.negative, row.histogram.positive) for row in rows], np.int64)
     text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
     with atomic_output(path, force=force) as temporary, temporary.open("wb") as file:
-        _write(file, {"header": text, "counts": counts.reshape(-1, 2, BINS), **members})
+        arrays = {part: getattr(ranges, part) for part in RANGES} | _channel_members(source.channels)
+        _write(file, {"header": text, "counts": counts.reshape(-1, 2, BINS), **arrays, **members})
+
+
+def _channel_members(channels: Mapping[str, ChannelStats]) -> dict[str, npt.NDArray[Any]]:
+    """Each field of all values one after another."""
+    rows = [one.to_arrays() for one in channels.values()]
+    return {f"channel_{part}": np.concatenate([row[part] for row in rows]) for part in (rows[0] if rows else ())}
+
+
+def _read_channels(sizes: Sequence[tuple[str, int]], archive: Mapping[str, Any]) -> dict[str, ChannelStats]:
+    if not sizes:
+        return {}
+    from qconvert.channels import FIELDS, ChannelStats  # noqa: PLC0415 - numba, which most readers do without
+
+    whole = {part: archive[f"channel_{part}"] for part in FIELDS}
+    ends = np.cumsum([0, *(size for _, size in sizes)]).tolist()
+    return {
+        name: ChannelStats.from_arrays({part: array[start:end] for part, array in whole.items()})
+        for (name, _), (start, end) in zip(sizes, pairwise(ends), strict=True)
+    }
+
+
+def _joined(parts: Sequence[npt.NDArray[Any]], kind: npt.DTypeLike) -> npt.NDArray[Any]:
+    return np.concatenate([np.zeros(0, kind), *parts])
 
 
 def _write(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -99,7 +155,8 @@ def _write(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
             member = io.BytesIO()
             np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy")  # whose date is always the same
-            archive.writestr(info, member.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=1)
+            way = zipfile.ZIP_STORED if name.startswith("probe_") else zipfile.ZIP_DEFLATED  # samples hardly shrink
+            archive.writestr(info, member.getvalue(), way, compresslevel=1)
 
 
 def _portable(number: float) -> str:
@@ -109,6 +166,18 @@ def _portable(number: float) -> str:
 
 def load(path: Path) -> Calibration:
     """Reads a ``.calib`` file.
+
+    Raises:
+        CalibrationError: If the file is missing, damaged, unfinished or of another kind.
+    """
+    found, state = load_part(path)
+    if state is not None:
+        raise CalibrationError(f"{path}: what an unfinished run has kept", hint="'qconvert calibrate --resume' ends it")
+    return found
+
+
+def load_part(path: Path) -> tuple[Calibration, State | None]:
+    """Reads a ``.calib`` file, or what an unfinished run has kept, then with its state.
 
     Raises:
         CalibrationError: If the file is missing, damaged or of another kind.
@@ -129,17 +198,35 @@ def load(path: Path) -> Calibration:
     raise CalibrationError(f"{path}: format {found}, this qconvert reads {FORMAT}", hint="calibrate again")
 
 
-def _read(header: Mapping[str, Any], archive: Mapping[str, Any]) -> Calibration:
-    stats = {}
-    for (name, exponent, zeros, *scalars), counts in zip(header["values"], archive["counts"], strict=True):
+def _read(header: Mapping[str, Any], archive: Mapping[str, Any]) -> tuple[Calibration, State | None]:
+    stats, parts, at = {}, [archive[part] for part in RANGES], 0
+    for (name, recorded, exponent, zeros, *scalars), counts in zip(header["values"], archive["counts"], strict=True):
         low, high, *whole = scalars
-        histogram = Histogram(exponent, counts[0], counts[1], zeros)
-        stats[name] = TensorStats(histogram, float.fromhex(low), float.fromhex(high), *map(int, whole))
+        samples, values, low_sum, high_sum, nan, negative, positive = map(int, whole)
+        stats[name] = TensorStats(
+            Histogram(exponent, counts[0], counts[1], zeros),
+            float.fromhex(low),
+            float.fromhex(high),
+            samples,
+            values,
+            low_sum,
+            high_sum,
+            nan,
+            negative,
+            positive,
+            SampleRanges(*(part[at : at + recorded] for part in parts)),
+        )
+        at += recorded
     probes = tuple(
         {name: archive[f"probe_{i}_{j}"] for j, name in enumerate(names)} for i, names in enumerate(header["probes"])
     )
     skipped = tuple((name, reason) for name, reason in header["skipped"])
-    return Calibration(header["model"], header["model_hash"], header["data"], header["samples"], skipped, stats, probes)
+    about = header["model"], header["model_hash"], header["data"], header["samples"]
+    found = Calibration(*about, skipped, stats, probes, _read_channels(header["channels"], archive))
+    if header["state"] is None:
+        return found, None
+    groups, passes, done = header["state"]
+    return found, State(tuple(map(tuple, groups)), passes, frozenset(done), stats, found.channels)
 
 
 def check_model(calibration: Calibration, model: Path) -> None:

@@ -1,14 +1,17 @@
 """Runs the float model over samples and reduces every tensor at once to its statistics; activations are never kept.
 
 Samples run in parallel, each in a single-threaded onnxruntime run, so results do not depend on the number of threads,
-and reducing one sample overlaps with running the next.
+and reducing one sample overlaps with running the next. Where memory is short, groups of values take turns, each in a
+pass over all samples. Now and then every thread hands in what it has: then statistics and the numbers of the samples
+in them belong together, and a run that was stopped can go on from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,89 +19,199 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qconvert.accumulate import Accumulator, scratch
+from qconvert.channels import ChannelAccumulator, ChannelStats
 from qconvert.errors import CalibrationError
+from qconvert.expose import open_exposed
 from qconvert.fetch import Fetcher
-from qconvert.graph import is_constant, operators
-from qconvert.histogram import TensorStats
-from qconvert.samples import SampleSet
-from qconvert.session import open_session
-from qconvert.visit import Progress, Visit
+from qconvert.graph import operators
+from qconvert.histogram import Detail, TensorStats
+from qconvert.samples import Sample, SampleSet
+from qconvert.visit import Progress, State, Visit
 from qconvert.workers import release_memory
+
+CHECKPOINT_SECONDS = 5.0
+"""How often threads hand in what they have, where somebody keeps it."""
 
 
 @dataclass(frozen=True)
 class Captured:
-    """What one pass over the samples found.
+    """What the passes over the samples found.
 
     Attributes:
         stats: Statistics by value name.
+        channels: Statistics of each channel, of the values for which they were asked.
         samples: How many samples were run.
         skipped: Samples that could not be read: ``(name, reason)``.
+        gathered: The samples that were to be kept, as far as this run read them, by number.
     """
 
     stats: Mapping[str, TensorStats]
+    channels: Mapping[str, ChannelStats]
     samples: int
     skipped: tuple[tuple[str, str], ...]
+    gathered: Mapping[int, Sample] = field(default_factory=dict, compare=False)
 
 
-def capture(
-    model: ir.Model,
-    names: Sequence[str],
-    samples: SampleSet,
-    *,
-    provider: str = "cpu",
-    threads: int = 0,
-    strict: bool = False,
-    progress: Progress | None = None,
-) -> Captured:
-    """Statistics of the named values over all samples.
+@dataclass(frozen=True)
+class Way:
+    """How a run goes about it; only ``detail`` and ``channels`` change what is found.
 
-    Args:
-        model: A prepared float graph; left as it is.
-        names: Values to observe.
-        samples: What to run.
+    Attributes:
+        detail: Which values are counted.
+        channels: Values of which every channel has statistics of its own, and the axis of the channels.
         provider: Execution provider.
         threads: Samples in flight at once; 0 means one for each CPU.
         strict: Whether a sample that cannot be read is an error.
-        progress: Told after every sample.
+        progress: Told after every sample, of all passes.
+        keep: Given the state now and then, and when the run is interrupted.
+        ready: Samples that were read already, by number.
+        gather: Numbers of samples to keep.
+    """
+
+    detail: Detail = "exact"
+    channels: Mapping[str, int] = field(default_factory=dict)
+    provider: str = "cpu"
+    threads: int = 0
+    strict: bool = False
+    progress: Progress | None = None
+    keep: Callable[[State], None] | None = None
+    ready: Mapping[int, Sample] = field(default_factory=dict)
+    gather: frozenset[int] = frozenset()
+
+
+def capture(model: ir.Model, state: State, samples: SampleSet, way: Way) -> Captured:
+    """Statistics of the values of all groups over all samples.
+
+    Args:
+        model: A prepared float graph; left as it is.
+        state: Where to begin: ``State(groups)``, or what a run that was stopped had kept.
+        samples: What to run.
+        way: How.
 
     Raises:
         CalibrationError: If a NaN or Inf appears where no attention mask explains it.
         DataError: If no sample could be read, or any with ``strict``.
         ModelError: If onnxruntime refuses the model or a sample.
     """
+    tally, gathered = _Tally(state, way.keep), dict(way.ready)
+    for number in range(state.passes, len(state.groups)):
+        if number > state.passes:  # graphs are full of cycles, and the last session's would be kept beside the next
+            gc.collect()
+            release_memory()
+        visit = _pass(model, tally, number, replace(way, ready=gathered), samples)
+        gathered = visit.gathered
+    names = [name for group in state.groups for name in group]
+    stats = {name: tally.stats[name] for name in names}
+    channels = {name: tally.channels[name] for name in names if name in way.channels}
+    return Captured(stats, channels, visit.done, visit.skipped, gathered)
+
+
+class _Tally:
+    """What all threads have found so far."""
+
+    def __init__(self, state: State, keep: Callable[[State], None] | None) -> None:
+        self.groups, self.passes, self.done = state.groups, state.passes, set(state.done)
+        self.stats, self.channels = dict(state.stats), dict(state.channels)
+        self.keep, self.kept = keep, time.monotonic()
+
+    def add(self, part: _Part) -> None:
+        """A thread's statistics and the samples in them; called by one thread at a time."""
+        for name, accumulator in part.whole.items():
+            self.stats[name] = self.stats.get(name, TensorStats()) + accumulator.stats()
+        for name, channels in part.channels.items():
+            self.channels[name] = self.channels.get(name, ChannelStats()) + channels.stats()
+        self.done.update(part.done)
+        if time.monotonic() - self.kept >= CHECKPOINT_SECONDS:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Gives the state away."""
+        if self.keep is not None:
+            done = frozenset(self.done)
+            self.keep(State(self.groups, self.passes, done, dict(self.stats), dict(self.channels)))
+            self.kept = time.monotonic()
+
+    def next_pass(self) -> None:
+        """All samples of a pass are done."""
+        self.passes, self.done = self.passes + 1, set()
+
+
+def _pass(model: ir.Model, tally: _Tally, number: int, way: Way, samples: SampleSet) -> Visit:
+    """One pass over the samples."""
+    names = tally.groups[number]
     inputs = {value.name for value in model.graph.inputs}
     outputs = [value.name or "" for value in model.graph.outputs if value.dtype == ir.DataType.FLOAT]
     fetched = list(dict.fromkeys(name for name in (*names, *outputs) if name not in inputs))
-    with _exposed(model, fetched) as augmented:
-        session = open_session(augmented, provider=provider, threads=1)
+    exposed = open_exposed(model, fetched, provider=way.provider, ordered=way.channels)
+    axes = {name: axis for name, axis in way.channels.items() if name in names}
+    wanted = _Wanted(names, _masks(model), way.detail, axes)
     release_memory()
-    visit, masks = Visit(samples, strict, progress), _masks(model)
-    parts: list[dict[str, Accumulator]] = []
+    before = number * len(samples)
+
+    def progress(done: int) -> None:
+        if way.progress is not None:
+            way.progress(before + done)
+
+    visit = Visit(
+        samples, way.strict, progress, skip=frozenset(tally.done), gather=way.gather, gathered=dict(way.ready)
+    )
 
     def work() -> None:
-        part = _observe(visit, Fetcher(session, fetched), names, masks)
-        with visit.lock:
-            parts.append(part)
+        _observe(visit, Fetcher(exposed.session, exposed.outputs), wanted, tally)
 
-    visit.run(work, threads)
-    merged = {name: sum((part[name].stats() for part in parts), TensorStats()) for name in names}
-    return Captured(merged, visit.done, visit.skipped)
+    try:
+        visit.run(work, way.threads)
+    except KeyboardInterrupt:
+        tally.checkpoint()
+        raise
+    tally.next_pass()
+    return visit
 
 
-def _observe(visit: Visit, fetch: Fetcher, names: Sequence[str], masks: frozenset[str]) -> dict[str, Accumulator]:
+@dataclass(frozen=True)
+class _Wanted:
+    """The values of a pass, which of all may hold -Inf on purpose, what is counted, and axes of channels."""
+
+    names: Sequence[str]
+    masks: frozenset[str]
+    detail: Detail
+    axes: Mapping[str, int]
+
+    def empty(self) -> _Part:
+        whole = {name: Accumulator(self.detail) for name in self.names}
+        return _Part(whole, {name: ChannelAccumulator() for name in self.axes}, [], time.monotonic())
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a thread has and did not hand in yet, since when."""
+
+    whole: dict[str, Accumulator]
+    channels: dict[str, ChannelAccumulator]
+    done: list[int]
+    began: float
+
+
+def _observe(visit: Visit, fetch: Fetcher, wanted: _Wanted, tally: _Tally) -> None:
     """One thread's share of the samples."""
-    part = {name: Accumulator() for name in names}
-    watched = [name for name in fetch.names if name not in part]
-    tables = scratch()
-    for _, sample in visit:
+    watched = [name for name in fetch.names if name not in wanted.names]
+    part, tables = wanted.empty(), scratch()
+    for index, sample in visit:
         results = {**sample.feeds, **fetch(sample.feeds)}
-        for name in names:
-            if not part[name].add(results[name], tables):
-                _check_non_finite(name, np.asarray(results[name]), sample.name, masks)
+        for name in wanted.names:
+            if not part.whole[name].add(results[name], tables, index=visit.samples.number(index)):
+                _check_non_finite(name, np.asarray(results[name]), sample.name, wanted.masks)
         for name in watched:
             _check_non_finite(name, np.asarray(results[name]), sample.name, frozenset())
-    return part
+        for name, axis in wanted.axes.items():
+            part.channels[name].add(results[name], axis=axis)
+        part.done.append(index)
+        if tally.keep is not None and time.monotonic() - part.began >= CHECKPOINT_SECONDS:
+            with visit.lock:
+                tally.add(part)
+            part = wanted.empty()
+    with visit.lock:
+        tally.add(part)
 
 
 def _check_non_finite(name: str, values: npt.NDArray[Any], sample: str, masks: frozenset[str]) -> None:
@@ -128,18 +241,3 @@ def _masks(model: ir.Model) -> frozenset[str]:
         if op.op_type in {"Softmax", "LogSoftmax"} or reaches:
             found.update(value.name or "" for value in op.node.inputs if value is not None)
     return frozenset(found)
-
-
-@contextmanager
-def _exposed(model: ir.Model, names: Sequence[str]) -> Iterator[ir.Model]:
-    """The model with more outputs, for as long as it takes to open a session."""
-    outputs = model.graph.outputs
-    before = list(outputs)
-    have = {value.name for value in before}
-    values = {value.name: value for op in operators(model) for value in op.node.outputs if not op.subgraph}
-    outputs.extend(values[name] for name in names if name not in have and not is_constant(values[name]))
-    try:
-        yield model
-    finally:
-        while len(outputs) > len(before):
-            outputs.pop()

@@ -19,6 +19,8 @@ import onnxruntime as ort
 from qconvert.errors import ModelError
 from qconvert.graph import external_tensors, load_model
 from qconvert.kernel_census import Kernel, census
+from qconvert.provenance import recorded_interface
+from qconvert.rewrite.interface import Interface
 from qconvert.samples import Sample, SampleSet
 from qconvert.scores import Accuracy, Fidelity, Hits, Sums, pool_accuracy, pool_fidelity, sample_hits, sample_sums
 from qconvert.session import Feeds, open_session, run
@@ -102,9 +104,12 @@ def compare_models(
     before, after = (open_session(path, provider=provider, threads=1) for path in (reference, candidate))
     pair, visit = _pair(before, after, candidate), Visit(samples, strict, progress)
     rows = _rows(pair, visit, threads)
-    first = next(readable(samples))
+    _, first = next(readable(samples))
     times = _latencies(
-        (reference, candidate), first.feeds, provider=provider, threads=threads or default_workers(), runs=latency_runs
+        ((reference, first.feeds), (candidate, pair.fed(first.feeds))),
+        provider=provider,
+        threads=threads or default_workers(),
+        runs=latency_runs,
     )
     fidelity = tuple(pool_fidelity(name, [row.outputs[index] for row in rows]) for index, name in enumerate(pair.names))
     accuracy = [pool_accuracy([row.hits[side] for row in rows]) for side in (0, 1)]
@@ -149,9 +154,18 @@ class _Pair:
     after: ort.InferenceSession
     names: tuple[str, ...]
     after_names: tuple[str, ...]
+    interface: Interface | None
 
     def run(self, feeds: Feeds) -> list[tuple[Any, Any]]:
-        return list(zip(run(self.before, feeds, self.names), run(self.after, feeds, self.after_names), strict=True))
+        given = run(self.after, self.fed(feeds), self.after_names)
+        if self.interface is not None:
+            meaning = {port.name: port for port in self.interface.outputs}
+            given = [meaning[name].reals(output) for name, output in zip(self.after_names, given, strict=True)]
+        return list(zip(run(self.before, feeds, self.names), given, strict=True))
+
+    def fed(self, feeds: Feeds) -> Feeds:
+        """What the second model is fed in place of this."""
+        return feeds if self.interface is None else self.interface.to_levels(feeds)
 
 
 def _pair(before: ort.InferenceSession, after: ort.InferenceSession, candidate: Path) -> _Pair:
@@ -161,7 +175,8 @@ def _pair(before: ort.InferenceSession, after: ort.InferenceSession, candidate: 
             f"{candidate}: has {len(after_names)} outputs, the reference has {len(names)}",
             hint="compare a model with what was made of it",
         )
-    return _Pair(before, after, names, names if set(names) == set(after_names) else after_names)
+    in_order = names if set(names) == set(after_names) else after_names
+    return _Pair(before, after, names, in_order, recorded_interface(after.get_modelmeta().custom_metadata_map))
 
 
 @dataclass(frozen=True)
@@ -198,15 +213,15 @@ def _compare(sample: Sample, outputs: Sequence[tuple[Any, Any]]) -> _Row:
 
 
 def _latencies(
-    paths: Sequence[Path], feeds: Feeds, *, provider: str, threads: int, runs: int
+    models: Sequence[tuple[Path, Feeds]], *, provider: str, threads: int, runs: int
 ) -> tuple[Latency | None, ...]:
     """Both models in turn, so that noise of the machine falls on both alike; the first runs of each are not counted."""
     if not runs:
-        return (None,) * len(paths)
-    sessions = [open_session(path, provider=provider, threads=threads) for path in paths]
-    times: list[list[float]] = [[] for _ in paths]
+        return (None,) * len(models)
+    sessions = [(open_session(path, provider=provider, threads=threads), feeds) for path, feeds in models]
+    times: list[list[float]] = [[] for _ in models]
     for turn in range(runs + WARM_UP):
-        for session, row in zip(sessions, times, strict=True):
+        for (session, feeds), row in zip(sessions, times, strict=True):
             start = time.perf_counter()
             run(session, feeds)
             if turn >= WARM_UP:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ class Fetcher:
     whose output shapes depend on the data get new memory for every run.
     """
 
-    def __init__(self, session: ort.InferenceSession, names: Sequence[str]) -> None:
-        self.session, self.names = session, list(names)
+    def __init__(self, session: ort.InferenceSession, outputs: Mapping[str, str]) -> None:
+        """Fetches ``outputs``: the session's outputs, by the names under which they are returned."""
+        self.session, self.names, self.outputs = session, list(outputs), list(outputs.values())
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.values: list[ort.OrtValue] = []
         self.reusable = True
@@ -52,14 +53,14 @@ class Fetcher:
         try:
             return self._run(feeds, ())
         except RuntimeError:
-            run(self.session, feeds, self.names)  # fails likewise, with a message that names the inputs
+            run(self.session, feeds, self.outputs)  # fails likewise, with a message that names the inputs
             raise
 
     def _run(self, feeds: Feeds, into: Sequence[ort.OrtValue]) -> list[ort.OrtValue]:
         binding = self.session.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for index, name in enumerate(self.names):
+        for index, name in enumerate(self.outputs):
             if into:
                 binding.bind_ortvalue_output(name, into[index])
             else:

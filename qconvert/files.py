@@ -10,6 +10,9 @@ from pathlib import Path
 
 from qconvert.errors import OutputError
 
+TEMPORARY = ".tmp"
+"""How the folders end in which files are made."""
+
 
 def check_writable(path: Path, *, force: bool, keep: Path | None = None) -> None:
     """Says before the work starts what would stop the result from being written.
@@ -50,7 +53,7 @@ def atomic_output(path: Path, *, force: bool) -> Iterator[Path]:
     """
     check_writable(path, force=force)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent) as folder:
             yield Path(folder) / path.name
             staged = sorted(
                 Path(folder).iterdir(), key=lambda file: file.name == path.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,10 +143,10 @@ def _external_values(model: ir.Model) -> list[tuple[ir.Value, ir.ExternalTensor]
     return [(value, tensor) for value, tensor in initializers(model) if isinstance(tensor, ir.ExternalTensor)]
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of an ONNX file together with the weight files it refers to."""
+def file_hash(path: Path, model: ir.Model | None = None) -> str:
+    """SHA-256 of an ONNX file together with the weight files it refers to; ``model`` is what it holds, where known."""
     digest = hashlib.sha256()
-    folders = sorted({str(tensor.path) for tensor in external_tensors(load_model(path))})
+    folders = sorted({str(tensor.path) for tensor in external_tensors(model or load_model(path))})
     for name in (str(path), *folders):
         with Path(name).open("rb") as file:
             while chunk := file.read(1 << 22):
@@ -159,12 +159,28 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for _, tensor in initializers(model))
 
 
-def write_model(model: ir.Model, path: Path) -> None:
-    """Writes a model as one file; beyond 2 GB the weights go to ``NAME.data`` beside it."""
-    if weight_bytes(model) <= INLINE_LIMIT:
+def write_model(
+    model: ir.Model,
+    path: Path,
+    *,
+    inline: int | None = None,
+    shard: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Writes a model as one file; weights of more than ``inline`` bytes go to ``NAME.data`` beside it, one by one.
+
+    Args:
+        model: It.
+        path: The file.
+        inline: Bytes of weights that the file itself may hold; None takes ``INLINE_LIMIT``.
+        shard: Bytes that a file of weights may hold; where they take several, these are numbered.
+        progress: Told the number of weights that are written beside the file.
+    """
+    if shard is None and weight_bytes(model) <= (INLINE_LIMIT if inline is None else inline):
         path.write_bytes(serialize(model))
-    else:
-        ir.save(model, path, external_data=f"{path.name}.data")
+        return
+    told = (lambda _, info: progress(info.index + 1)) if progress is not None else None
+    ir.save(model, path, external_data=f"{path.name}.data", max_shard_size_bytes=shard, callback=told)
 
 
 def serialize(model: ir.Model) -> bytes:
@@ -233,15 +249,28 @@ def opset(model: ir.Model) -> int:
 
 def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
     """Registers an initializer under a name not yet taken and returns its value."""
-    unique = name
-    count = 1
-    while unique in graph.initializers:
+    return add_tensor(graph, ir.Tensor(array, name=name))
+
+
+def add_tensor(graph: ir.Graph, tensor: ir.Tensor | ir.LazyTensor) -> ir.Value:
+    """Registers a tensor under its own name, or one like it that is not yet taken, and returns its value."""
+    name, count = tensor.name or "", 1
+    while tensor.name in graph.initializers:
         count += 1
-        unique = f"{name}_{count}"
-    tensor = ir.Tensor(array, name=unique)
-    value = ir.Value(name=unique, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        tensor.name = f"{name}_{count}"
+    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def _drop_unread_constants(model: ir.Model) -> None:
+    """Removes initializers that only operators outside of the model read: those of an If that was folded."""
+    nodes = {op.node for op in operators(model)}
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for name, value in list(graph.initializers.items()):
+            kept = value.is_graph_input() or value.is_graph_output()
+            if not kept and not any(use.node in nodes for use in value.uses()):
+                del graph.initializers[name]
 
 
 def tidy(model: ir.Model) -> ir.Model:
@@ -252,6 +281,7 @@ def tidy(model: ir.Model) -> ir.Model:
         passes.TopologicalSortPass(),
     ):
         step(model)
+    _drop_unread_constants(model)
     values = [value for op in operators(model) for value in op.node.outputs]
     left_out = [value for value in values if not value.name and not value.uses() and not value.is_graph_output()]
     passes.NameFixPass()(model)

@@ -8,8 +8,9 @@ across an edge (what the order of the batches changes elsewhere).
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,20 @@ MIN_EXPONENT = -149
 """Exponent of the smallest float32; sums are integer multiples of ``2**-149``, in which every float32 is whole."""
 
 Counts = npt.NDArray[np.int64]
+
+Detail = Literal["exact", "sampled", "range"]
+"""Which values a histogram counts: all, every ``stride``-th, or none. Extremes are exact in any case."""
+
+SAMPLED = 4096
+"""At least so many values of a tensor in each sample are counted where not all are."""
+
+_STRIDES = (1009, 499, 251, 127, 61, 31, 13, 7, 3)
+"""Primes, so that a stride shares no factor with the sizes of a tensor but by rare chance."""
+
+
+def stride(size: int) -> int:
+    """Every how-manieth value of a tensor of this many is counted in a sampled histogram."""
+    return next((step for step in _STRIDES if size >= SAMPLED * step and size % step), 1)
 
 
 def grid_exponent(magnitude: float) -> int:
@@ -125,54 +140,107 @@ def exact(value: float) -> int:
     return int(math.ldexp(float(value), -MIN_EXPONENT))
 
 
+RECORDED = 1024
+"""The ranges of so many samples are kept one by one, those of the lowest numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class SampleRanges:
+    """The least and greatest finite value of single samples, in the order of the samples' numbers; ``+`` merges.
+
+    Attributes:
+        index: Number of each sample, int64 ``[n]``, ``n <= RECORDED``.
+        low: float32 ``[n]``.
+        high: float32 ``[n]``.
+    """
+
+    index: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    low: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    high: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    @classmethod
+    def of(cls, rows: Collection[tuple[int, float, float]]) -> SampleRanges:
+        """From ``(number, low, high)``; equal numbers, as of two sets of samples, in the order of their ranges."""
+        index, low, high = zip(*sorted(rows)[:RECORDED], strict=True) if rows else ((), (), ())
+        return cls(np.array(index, np.int64), np.array(low, np.float32), np.array(high, np.float32))
+
+    def rows(self) -> list[tuple[int, float, float]]:
+        """``(number, low, high)`` of every sample."""
+        return list(zip(self.index.tolist(), self.low.tolist(), self.high.tolist(), strict=True))
+
+    def __add__(self, other: SampleRanges) -> SampleRanges:
+        if not (self.index.size and other.index.size):
+            return other if other.index.size else self
+        return SampleRanges.of([*self.rows(), *other.rows()])
+
+    def __eq__(self, other: object) -> bool:
+        return self.rows() == other.rows() if isinstance(other, SampleRanges) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True, eq=False)
 class TensorStats:
     """What one value of the graph looked like over some samples; the empty statistics are the neutral element of ``+``.
 
+    ``histogram.count <= values``: all of them, a regular sample of them, or none (see ``Detail``).
+
     Attributes:
-        histogram: Counts of the finite values.
+        histogram: Counts of finite values.
         low: The least finite value, ``+inf`` where nothing was seen.
         high: The greatest finite value, ``-inf`` where nothing was seen.
         samples: In how many samples there was a finite value.
+        values: How many finite values were seen.
         low_sum: Sum over the samples of each one's least finite value, in units of ``2**-149``.
         high_sum: The same of the greatest.
         nan: How many values were NaN.
         negative_inf: How many values were -Inf.
         positive_inf: How many values were +Inf.
+        ranges: The ranges of the samples with the lowest numbers.
     """
 
     histogram: Histogram = field(default_factory=Histogram)
     low: float = math.inf
     high: float = -math.inf
     samples: int = 0
+    values: int = 0
     low_sum: int = 0
     high_sum: int = 0
     nan: int = 0
     negative_inf: int = 0
     positive_inf: int = 0
+    ranges: SampleRanges = field(default_factory=SampleRanges)
 
     @classmethod
-    def of(cls, values: npt.NDArray[Any]) -> TensorStats:
-        """The statistics of one sample's tensor, any shape, float."""
+    def of(cls, values: npt.NDArray[Any], *, detail: Detail = "exact", index: int = 0) -> TensorStats:
+        """The statistics of one sample's tensor, any shape, float.
+
+        Args:
+            values: The tensor.
+            detail: Which values are counted in the histogram.
+            index: The sample's number.
+        """
         x = np.asarray(values, np.float32).ravel()
         finite = x[np.isfinite(x)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)
+        nan, negative, positive = (int(found(x).sum()) for found in (np.isnan, np.isneginf, np.isposinf))
+        if not finite.size:
+            return cls(nan=nan, negative_inf=negative, positive_inf=positive)
+        low, high = float(finite.min()) + 0.0, float(finite.max()) + 0.0
+        counted = finite[:: stride(finite.size)] if detail == "sampled" else finite
+        histogram = Histogram.of(counted).at(grid_exponent(max(-low, high)))
         return cls(
-            Histogram.of(finite),
-            low + 0.0,
-            high + 0.0,
-            int(finite.size > 0),
-            exact(low) if finite.size else 0,
-            exact(high) if finite.size else 0,
-            int(np.isnan(x).sum()),
-            int(np.isneginf(x).sum()),
-            int(np.isposinf(x).sum()),
+            Histogram() if detail == "range" else histogram,
+            low,
+            high,
+            1,
+            finite.size,
+            exact(low),
+            exact(high),
+            nan,
+            negative,
+            positive,
+            SampleRanges.of([(index, low, high)]),
         )
-
-    @property
-    def count(self) -> int:
-        """How many finite values were seen."""
-        return self.histogram.count
 
     @property
     def finite(self) -> bool:
@@ -195,21 +263,24 @@ class TensorStats:
             min(self.low, other.low),
             max(self.high, other.high),
             self.samples + other.samples,
+            self.values + other.values,
             self.low_sum + other.low_sum,
             self.high_sum + other.high_sum,
             self.nan + other.nan,
             self.negative_inf + other.negative_inf,
             self.positive_inf + other.positive_inf,
+            self.ranges + other.ranges,
         )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorStats):
             return NotImplemented
-        return self.scalars() == other.scalars() and self.histogram == other.histogram
+        same = self.scalars() == other.scalars() and self.ranges == other.ranges
+        return same and self.histogram == other.histogram
 
     __hash__ = None  # type: ignore[assignment]
 
-    def scalars(self) -> tuple[float | int, ...]:
-        """Everything but the histogram."""
-        non_finite = self.nan, self.negative_inf, self.positive_inf
-        return self.low, self.high, self.samples, self.low_sum, self.high_sum, *non_finite
+    def scalars(self) -> tuple[float, float, int, int, int, int, int, int, int]:
+        """The fields that are numbers."""
+        seen = self.samples, self.values, self.low_sum, self.high_sum
+        return self.low, self.high, *seen, self.nan, self.negative_inf, self.positive_inf

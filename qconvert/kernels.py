@@ -23,48 +23,62 @@ TABLES = 4
 _F = TypeVar("_F", bound=Callable[..., Any])
 _SIGN_SHIFT = BINS.bit_length() - 1
 _CHUNK = 2048
+_DRAIN = TABLES * 30 * _CHUNK
+"""So many values at once that no uint16 of a table overflows; narrow tables stay in the cache nearest to the core."""
 _VALUES = numba.types.Array(numba.float32, 1, "C", readonly=True)
 """A signature without it refuses arrays that may not be written to; with it, both kinds are taken."""
-_SIGNATURE = numba.void(_VALUES, numba.float32, numba.uint32[:, ::1])
+_SIGNATURE = numba.void(_VALUES, numba.float32, numba.uint16[:, ::1], numba.int64[::1])
 
 
-def _compiled(signature: object) -> Callable[[_F], _F]:
+def compiled(signature: object) -> Callable[[_F], _F]:
     """Compiles now, and keeps the code for the next start where a folder can be written to."""
 
     def compiler(function: _F) -> _F:
         try:
-            compiled: _F = numba.njit(signature, nogil=True, cache=True)(function)
+            ready: _F = numba.njit(signature, nogil=True, cache=True)(function)
         except (RuntimeError, OSError):  # numba finds no folder for its cache, or the disk is full
-            compiled = numba.njit(signature, nogil=True)(function)
-        return compiled
+            ready = numba.njit(signature, nogil=True)(function)
+        return ready
 
     return compiler
 
 
-@_compiled(_SIGNATURE)
-def fill(values: npt.NDArray[np.float32], scale: np.float32, tables: npt.NDArray[np.uint32]) -> None:
-    """Adds finite values to ``tables`` ``[TABLES, 2 * BINS]``: bin ``floor(|v| * scale)``, negatives ``BINS`` further.
+@compiled(_SIGNATURE)
+def fill(
+    values: npt.NDArray[np.float32],
+    scale: np.float32,
+    tables: npt.NDArray[np.uint16],
+    counts: npt.NDArray[np.int64],
+) -> None:
+    """Adds finite values to ``counts`` ``[2 * BINS]``: bin ``floor(|v| * scale)``, negatives ``BINS`` further.
 
-    Exact where ``scale`` is a power of two and every ``|v| * scale`` is below ``BINS``.
+    Exact where ``scale`` is a power of two and every ``|v| * scale`` is below ``BINS``. ``tables``, uint16
+    ``[TABLES, 2 * BINS]``, is scratch memory, all 0 before and after.
     """
     index = np.empty(_CHUNK, np.int32)
     zero = np.float32(0)
     whole = values.size - values.size % _CHUNK
-    for start in range(0, whole, _CHUNK):
-        for i in range(_CHUNK):
-            v = values[start + i]
-            index[i] = np.int32(abs(v) * scale) | (np.int32(v < zero) << _SIGN_SHIFT)
-        for i in range(0, _CHUNK, TABLES):
-            tables[0, index[i]] += np.uint32(1)
-            tables[1, index[i + 1]] += np.uint32(1)
-            tables[2, index[i + 2]] += np.uint32(1)
-            tables[3, index[i + 3]] += np.uint32(1)
+    for begin in range(0, whole, _DRAIN):
+        for start in range(begin, min(begin + _DRAIN, whole), _CHUNK):
+            for i in range(_CHUNK):
+                v = values[start + i]
+                index[i] = np.int32(abs(v) * scale) | (np.int32(v < zero) << _SIGN_SHIFT)
+            for i in range(0, _CHUNK, TABLES):
+                tables[0, index[i]] += np.uint16(1)
+                tables[1, index[i + 1]] += np.uint16(1)
+                tables[2, index[i + 2]] += np.uint16(1)
+                tables[3, index[i + 3]] += np.uint16(1)
+        for i in range(counts.size):
+            counts[i] += (
+                np.int64(tables[0, i]) + np.int64(tables[1, i]) + np.int64(tables[2, i]) + np.int64(tables[3, i])
+            )
+        tables[:] = 0
     for i in range(whole, values.size):
         v = values[i]
-        tables[0, np.int32(abs(v) * scale) | (np.int32(v < zero) << _SIGN_SHIFT)] += np.uint32(1)
+        counts[np.int32(abs(v) * scale) | (np.int32(v < zero) << _SIGN_SHIFT)] += 1
 
 
-@_compiled(numba.types.UniTuple(numba.int64, 3)(numba.types.Array(numba.int32, 1, "C", readonly=True)))
+@compiled(numba.types.UniTuple(numba.int64, 3)(numba.types.Array(numba.int32, 1, "C", readonly=True)))
 def extremes(bits: npt.NDArray[np.int32]) -> tuple[int, int, int]:
     """Least and greatest value of float32 ``bits``, as ordered integers (see ``real``), and how many are 0; one pass.
 
@@ -85,9 +99,107 @@ def real(ordered: int) -> float:
     return float(bits.view(np.float32)) + 0.0
 
 
-@_compiled(numba.void(numba.uint32[:, ::1], numba.int64[::1]))
-def drain(tables: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64]) -> None:
-    """Moves what ``fill`` counted from ``tables`` into ``counts`` ``[2 * BINS]``."""
-    for i in range(counts.size):
-        counts[i] += np.int64(tables[0, i]) + np.int64(tables[1, i]) + np.int64(tables[2, i]) + np.int64(tables[3, i])
-    tables[:] = 0
+CHANNEL_SUM_DIGITS, CHANNEL_SQUARE_DIGITS = 11, 20
+"""Digits of 32 bits for the sum of ``2**63`` float32 in units of ``2**-149``, and of their squares in ``2**-298``."""
+
+_WINDOW = 17
+_ROW = 4096
+"""So many values whose exponents differ by no more than the window sum up in 64 bits: ``16 + 2 * 17 + 12 < 63``."""
+_MAGNITUDE, _DIGIT = np.int32(0x7FFFFFFF), 0xFFFFFFFF
+_BLOCK = 32
+_ROW_OF_BITS = numba.types.Array(numba.int32, 1, "C", readonly=True)
+_ROWS_OF_BITS = numba.types.Array(numba.int32, 2, "C", readonly=True)
+
+
+@compiled(numba.types.UniTuple(numba.int64, 5)(_ROW_OF_BITS, numba.int32, numba.int32))
+def _window_sums(bits: npt.NDArray[np.int32], base: np.int32, top: np.int32) -> tuple[int, int, int, int, int]:
+    """Sums of the float32 ``bits`` with exponents from ``base`` to ``base + _WINDOW`` and magnitudes up to ``top``.
+
+    Returns the sum in units of the last bit at ``base``, the sums of the squares' lowest, next and higher 16 bits in
+    units of its square, and the greatest magnitude below the window. Whole numbers, whose sums a compiler may reorder.
+    """
+    total = low = middle = high = np.int64(0)
+    following = np.int32(0)
+    least = np.int32(base << 23) if base > 1 else np.int32(0)
+    for i in range(bits.size):
+        b = bits[i]
+        magnitude = b & _MAGNITUDE
+        exponent = magnitude >> np.int32(23)
+        following = max(following, magnitude if magnitude < least else np.int32(0))
+        digits = (magnitude & np.int32(0x7FFFFF)) | (np.int32(0x800000) if exponent > 0 else np.int32(0))
+        digits = digits if (magnitude >= least) & (magnitude <= top) else np.int32(0)
+        shift = min(max(exponent - base, 0), _WINDOW)  # a shift beyond the width of the type is undefined
+        value = np.int64(digits) << np.int64(shift)
+        total += -value if b < 0 else value
+        square = np.uint64(digits) * np.uint64(digits)
+        double = np.uint64(2 * shift)
+        low += np.int64((square & np.uint64(0xFFFF)) << double)
+        middle += np.int64(((square >> np.uint64(16)) & np.uint64(0xFFFF)) << double)
+        high += np.int64((square >> np.uint64(32)) << double)
+    return int(total), int(low), int(middle), int(high), int(following)
+
+
+@compiled(numba.void(numba.uint32[::1], numba.int64, numba.int64))
+def _deposit(digits: npt.NDArray[np.uint32], amount: int, position: int) -> None:
+    """Adds ``amount * 2**position`` to a two's complement number, lowest digit first."""
+    shift = position & 31
+    low, high = (amount & _DIGIT) << shift, (amount >> 32) << shift
+    middle, carry = (low >> 32) + (high & _DIGIT), low & _DIGIT
+    for i in range(position >> 5, digits.size):
+        carry += int(digits[i])
+        digits[i] = np.uint32(carry & _DIGIT)
+        carry = (carry >> 32) + middle
+        middle, high = high >> 32, 0
+        if carry == 0 and middle == 0:
+            break
+
+
+@compiled(numba.void(_ROWS_OF_BITS, numba.uint32[:, ::1], numba.uint32[:, ::1]))
+def channel_sums(bits: npt.NDArray[np.int32], sums: npt.NDArray[np.uint32], squares: npt.NDArray[np.uint32]) -> None:
+    """Adds every row of finite float32 ``bits`` ``[C, n]``, and its squares, exactly to the numbers of its channel.
+
+    The values are taken in windows of exponents, greatest first. Measured on one core: 0.7 ns a value for normal data,
+    which needs one or two windows, and 4 ns where magnitudes spread over 100 binades.
+
+    Args:
+        bits: The values.
+        sums: Two's complement ``[C, CHANNEL_SUM_DIGITS]``, lowest digit first, in units of ``2**-149``.
+        squares: The same of the squares, ``[C, CHANNEL_SQUARE_DIGITS]``, in units of ``2**-298``.
+    """
+    for channel in range(bits.shape[0]):
+        for start in range(0, bits.shape[1], _ROW):
+            row = bits[channel, start : start + _ROW]
+            top = np.int32(0)
+            for i in range(row.size):
+                top = max(top, row[i] & _MAGNITUDE)
+            while top > 0:
+                base = max(
+                    int(top >> np.int32(23)) - _WINDOW, 1
+                )  # numbers too small for an exponent are whole units of the first
+                total, low, middle, high, following = _window_sums(row, np.int32(base), np.int32(top))
+                _deposit(sums[channel], total, base - 1)
+                _deposit(squares[channel], low, 2 * base - 2)
+                _deposit(squares[channel], middle, 2 * base + 14)
+                _deposit(squares[channel], high, 2 * base + 30)
+                top = np.int32(following)
+
+
+@compiled(numba.types.Tuple((numba.int32[::1], numba.int32[::1]))(_ROWS_OF_BITS))
+def channel_extremes(bits: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """``extremes`` of every row of ``[C, n]``, each ``[C]``."""
+    low, high = np.empty(bits.shape[0], np.int32), np.empty(bits.shape[0], np.int32)
+    for channel in range(bits.shape[0]):
+        least, greatest, _ = extremes(bits[channel])
+        low[channel], high[channel] = np.int32(least), np.int32(greatest)
+    return low, high
+
+
+@compiled(numba.float32[:, ::1](numba.types.Array(numba.float32, 2, "C", readonly=True)))
+def transposed(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """``[n, C]`` as ``[C, n]``, up to four times faster than numpy's copy, which reads whole rows of ``C``."""
+    columns = np.empty((values.shape[1], values.shape[0]), np.float32)
+    for start in range(0, values.shape[1], _BLOCK):
+        for i in range(values.shape[0]):
+            for j in range(start, min(start + _BLOCK, values.shape[1])):
+                columns[j, i] = values[i, j]
+    return columns

@@ -77,14 +77,18 @@ class Range:
 class QuantParams:
     """Scale and zero point: ``real = scale * (level - zero_point)``.
 
-    The shape of ``scale`` is the granularity: ``[]`` per tensor, ``[C]`` per channel along ``axis``.
+    The shape of ``scale`` is the granularity: ``[]`` per tensor; ``[C]`` per channel along ``axis``; per group, where
+    ``block_size`` is given, that of the tensor with ``ceil(n / block_size)`` in place of the ``n`` along ``axis``:
+    index ``i`` there has the scale of block ``i // block_size``, and the last block may be a part of one.
 
     Attributes:
-        scale: float32, positive and finite, shape ``[]`` or ``[C]``.
+        scale: float32, finite and not 0, shape as above; negative where a grid of weights is turned around, so that its
+            one level more lies above 0.
         zero_point: int32, same shape, within the dtype's levels.
         dtype: The grid.
-        axis: The channel axis, or None per tensor.
+        axis: The channel axis or the one that is cut into blocks, or None per tensor.
         narrow_range: The lowest level of a signed grid is left out, so the grid is symmetric about 0.
+        block_size: Length of a block along ``axis``, or None where it is not cut.
     """
 
     scale: npt.NDArray[np.float32]
@@ -92,6 +96,7 @@ class QuantParams:
     dtype: QuantType
     axis: int | None = None
     narrow_range: bool = False
+    block_size: int | None = None
 
     @property
     def qmin(self) -> int:
@@ -106,12 +111,16 @@ class QuantParams:
     @property
     def low(self) -> npt.NDArray[np.float32]:
         """The lowest real on the grid, in the shape of ``scale``."""
-        return _real(self.qmin - self.zero_point, self.scale)
+        return np.minimum(*self._ends)
 
     @property
     def high(self) -> npt.NDArray[np.float32]:
         """The highest real on the grid, in the shape of ``scale``."""
-        return _real(self.qmax - self.zero_point, self.scale)
+        return np.maximum(*self._ends)
+
+    @property
+    def _ends(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        return tuple(_real(level - self.zero_point, self.scale) for level in (self.qmin, self.qmax))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QuantParams):
@@ -119,6 +128,7 @@ class QuantParams:
         return (
             self.dtype == other.dtype
             and self.axis == other.axis
+            and self.block_size == other.block_size
             and self.narrow_range == other.narrow_range
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.zero_point, other.zero_point)
@@ -135,6 +145,7 @@ def params_from_range(
     symmetric: bool,
     narrow_range: bool = False,
     axis: int | None = None,
+    block_size: int | None = None,
 ) -> QuantParams:
     """The grid that covers ``[low, high]`` extended to contain 0, which it represents exactly.
 
@@ -144,12 +155,13 @@ def params_from_range(
     An all-zero range gets scale 1 (Jacob et al. 2018, arXiv:1712.05877; ONNX DynamicQuantizeLinear).
 
     Args:
-        low: Lower ends, shape ``[]`` or ``[C]``.
+        low: Lower ends, shape ``[]``, ``[C]`` or that of the blocks.
         high: Upper ends, same shape.
         dtype: The grid.
         symmetric: Whether the grid is symmetric about 0.
         narrow_range: Leave the lowest level of a signed grid out.
-        axis: The channel axis for shape ``[C]``.
+        axis: The channel axis for shape ``[C]``, or the axis that is cut into blocks.
+        block_size: Length of a block.
 
     Raises:
         ValueError: If an end is not a finite float32 or ``low > high``.
@@ -172,14 +184,17 @@ def params_from_range(
     scale = np.where((lo == 0) & (hi == 0), 1.0, np.maximum(scale, float(np.finfo(np.float32).tiny)))
     if not symmetric:
         zero = np.clip(np.rint(qmin - lo / scale), qmin, qmax)
-    return QuantParams(np.asarray(scale, np.float32), np.asarray(zero, np.int32), dtype, axis, narrow_range)
+    return QuantParams(np.asarray(scale, np.float32), np.asarray(zero, np.int32), dtype, axis, narrow_range, block_size)
 
 
-def _along(values: npt.NDArray[Any], axis: int | None, ndim: int) -> npt.NDArray[Any]:
-    """Reshapes ``[C]`` so that it broadcasts along ``axis`` of an ``ndim``-dimensional array."""
-    if axis is None or values.ndim == 0:
+def _along(values: npt.NDArray[Any], params: QuantParams, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """The scales or zero points so that they broadcast over an array of this shape."""
+    if params.axis is None or values.ndim == 0:
         return values
-    return values.reshape([-1 if d == axis % ndim else 1 for d in range(ndim)])
+    axis = params.axis % len(shape)
+    if params.block_size is not None:
+        return values.take(np.arange(shape[axis]) // params.block_size, axis)
+    return values.reshape([-1 if d == axis else 1 for d in range(len(shape))])
 
 
 def quantize(x: FloatArray, params: QuantParams) -> LevelArray:
@@ -191,7 +206,7 @@ def quantize(x: FloatArray, params: QuantParams) -> LevelArray:
     if np.isnan(x).any():
         message = "a NaN has no level"
         raise ValueError(message)
-    scale, zero = _along(params.scale, params.axis, x.ndim), _along(params.zero_point, params.axis, x.ndim)
+    scale, zero = _along(params.scale, params, x.shape), _along(params.zero_point, params, x.shape)
     wide = np.float64 if params.dtype.bits > 16 else np.float32  # float32 has no room for the levels of a bias
     with np.errstate(over="ignore"):
         levels = np.rint(x.astype(wide) / scale.astype(wide))
@@ -200,7 +215,7 @@ def quantize(x: FloatArray, params: QuantParams) -> LevelArray:
 
 def dequantize(levels: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.float32]:
     """Reals of the levels: ``scale * (level - zero_point)``, float32."""
-    scale, zero = _along(params.scale, params.axis, levels.ndim), _along(params.zero_point, params.axis, levels.ndim)
+    scale, zero = _along(params.scale, params, levels.shape), _along(params.zero_point, params, levels.shape)
     return _real(levels.astype(np.int64) - zero, scale)
 
 

@@ -58,6 +58,53 @@ def weight_axis(op_type: str, rank: int, attributes: Mapping[str, Any]) -> int:
     return {"Conv": 0, "ConvTranspose": 1, "MatMul": rank - 1}[op_type]
 
 
+def reduction_axis(op_type: str, rank: int, attributes: Mapping[str, Any]) -> int:
+    """The axis of a weight that products are summed over: Gemm 1 with transB else 0, MatMul the last but one.
+
+    Args:
+        op_type: ``Gemm`` or ``MatMul``.
+        rank: Rank of the weight, at least 2.
+        attributes: The operator's attributes by name, as Python values.
+    """
+    if op_type == "Gemm":
+        return 1 if attributes.get("transB") else 0
+    return rank - 2
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Where the channels of a value lie.
+
+    Attributes:
+        axis: Their axis; -1 is the last one, whatever the rank.
+        size: How many there are.
+    """
+
+    axis: int
+    size: int
+
+
+def channels(op_type: str, weight: tuple[int, ...], attributes: Mapping[str, Any]) -> tuple[Channels, ...]:
+    """The channels that a weight mixes: those of its operator's input, then of the output unless it has none.
+
+    Only a MatMul with a vector has none.
+
+    Args:
+        op_type: ``Conv``, ``ConvTranspose``, ``Gemm`` or ``MatMul``.
+        weight: Shape of the weight.
+        attributes: The operator's attributes by name, as Python values.
+    """
+    group = int(attributes.get("group", 1))
+    if op_type == "Conv":
+        return Channels(1, weight[1] * group), Channels(1, weight[0])
+    if op_type == "ConvTranspose":
+        return Channels(1, weight[0]), Channels(1, weight[1] * group)
+    if op_type == "Gemm":
+        rows, columns = reversed(weight) if attributes.get("transB") else weight
+        return Channels(0 if attributes.get("transA") else 1, rows), Channels(1, columns)
+    return tuple(Channels(-1, size) for size in weight[-2:])
+
+
 _UNIT, _SIGNED_UNIT = Range(0.0, 1.0), Range(-1.0, 1.0)
 
 _BRIDGES = (

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from qconvert.errors import ModelError, ProviderError
+from qconvert.errors import ModelError, ProviderError, TargetError
 from qconvert.graph import INLINE_LIMIT, serialize, weight_bytes
 
 Feeds = Mapping[str, npt.NDArray[Any]]
@@ -21,6 +21,9 @@ GPU_INSTALL = "pip install 'qconvert[gpu]' && pip install --force-reinstall --no
 """Both builds of onnxruntime share one folder: the GPU build has to be written last."""
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+TWO_BIT_OPSET, TWO_BIT_RUNTIME = 25, (1, 24)
+"""Where INT2 and UINT2 came to ONNX, and to onnxruntime."""
 
 _NUMPY_TYPES: dict[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
@@ -59,12 +62,27 @@ def check_provider(provider: str) -> None:
         )
 
 
+def check_opset(needed: int, *, version: str = ort.__version__) -> None:
+    """Whether onnxruntime here reads models of an opset that 2-bit types need; what else is written, every one reads.
+
+    Raises:
+        TargetError: If it does not.
+    """
+    if needed >= TWO_BIT_OPSET and tuple(int(part) for part in version.split(".")[:2]) < TWO_BIT_RUNTIME:
+        least = ".".join(map(str, TWO_BIT_RUNTIME))
+        raise TargetError(
+            f"2-bit weights need opset {needed}, which onnxruntime reads from {least} on; here is {version}",
+            hint="use 4-bit weights, or update onnxruntime (for Python 3.11 or later)",
+        )
+
+
 def open_session(
     model: ir.Model | Path,
     *,
     provider: str = "cpu",
     threads: int = 0,
     optimize: bool = True,
+    integer: bool = True,
     optimized_path: Path | None = None,
 ) -> ort.InferenceSession:
     """Opens a model for running.
@@ -75,6 +93,7 @@ def open_session(
             an error.
         threads: Threads inside one run; 0 lets onnxruntime choose.
         optimize: Whether onnxruntime may rewrite the graph.
+        integer: Whether it may compute on integers between Q/DQ pairs.
         optimized_path: Where onnxruntime writes the graph that it really runs.
 
     Raises:
@@ -86,6 +105,8 @@ def open_session(
     options.log_severity_level = 4
     options.enable_mem_pattern = False  # measured: less memory at the same speed
     options.intra_op_num_threads = threads
+    if not integer:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     if optimized_path is not None:

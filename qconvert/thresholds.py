@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from qconvert.calibrators import CALIBRATORS, Calibrator, make_calibrator
+from qconvert.calibrators import CALIBRATORS, FROM_STATISTICS, Calibrator, make_calibrator
 from qconvert.calibrators.base import Floats
 from qconvert.errors import CalibrationError
 from qconvert.histogram import BINS, TensorStats
@@ -54,8 +54,8 @@ class Threshold:
     Attributes:
         low: Its lower end.
         high: Its upper end.
-        clipped_low_percent: Percent of the finite values below ``low``.
-        clipped_high_percent: Percent of the finite values above ``high``.
+        clipped_low_percent: Percent of the counted values below ``low``; NaN where none were counted.
+        clipped_high_percent: Percent of the counted values above ``high``.
         sqnr_db: The expected SQNR of the tensor on the grid that covers the range.
     """
 
@@ -96,14 +96,16 @@ class Bins:
 
 def judge(stats: TensorStats, found: Range, grid: Grid) -> Threshold:
     """What the range does to the finite values of a tensor, of which there must be one."""
+    if not stats.histogram.count:
+        return Threshold(found.low, found.high, math.nan, math.nan, math.nan)
     bins = Bins.of(stats)
     signal = float((bins.counts * (bins.left**2 + bins.left * bins.right + bins.right**2)).sum()) / 3
     noise = _noise(bins, params_from_range(found.low, found.high, grid.dtype, symmetric=grid.symmetric))
     return Threshold(
         found.low,
         found.high,
-        100 * bins.below(found.low) / stats.count,
-        100 * bins.above(found.high) / stats.count,
+        100 * bins.below(found.low) / stats.histogram.count,
+        100 * bins.above(found.high) / stats.histogram.count,
         ratio_db(signal, noise),
     )
 
@@ -134,12 +136,14 @@ def threshold(stats: TensorStats, calibrator: Calibrator, grid: Grid) -> Thresho
 
 
 def all_thresholds(stats: TensorStats, grid: Grid) -> dict[str, Threshold]:
-    """Those of every calibrator with its default parameters, by name.
+    """Those of every calibrator that these statistics suffice for, with its default parameters, by name.
 
     Raises:
         CalibrationError: If no range follows from the statistics.
     """
-    return {name: threshold(stats, make_calibrator(name), grid) for name in CALIBRATORS}
+    counted = stats.histogram.count
+    usable = [name for name in FROM_STATISTICS if counted or not CALIBRATORS[name].needs_histogram]
+    return {name: threshold(stats, make_calibrator(name), grid) for name in usable}
 
 
 def ranges(

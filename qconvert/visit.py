@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from qconvert.errors import CorruptSampleError, DataError
+from qconvert.histogram import TensorStats
 from qconvert.samples import Sample, SampleSet
 from qconvert.workers import default_workers, run_workers
 
+if TYPE_CHECKING:
+    from qconvert.channels import ChannelStats
+
 Progress = Callable[[int], None]
 """Called with the number of samples done or skipped, from any thread, one at a time."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a run came: all of the statistics of some values, and those of others over some samples.
+
+    Attributes:
+        groups: Values of each pass over the samples.
+        passes: How many passes are over.
+        done: Numbers of the samples that the next pass has used already.
+        stats: Statistics by value name.
+        channels: Statistics of each channel, of the values for which they are kept.
+    """
+
+    groups: tuple[tuple[str, ...], ...]
+    passes: int = 0
+    done: frozenset[int] = frozenset()
+    stats: Mapping[str, TensorStats] = field(default_factory=dict)
+    channels: Mapping[str, ChannelStats] = field(default_factory=dict)
 
 
 @dataclass
@@ -22,6 +47,9 @@ class Visit:
         samples: What to walk over.
         strict: Whether a sample that cannot be read is an error.
         progress: Told after every sample.
+        skip: Numbers of samples that were used in an earlier walk, and count as done.
+        gather: Numbers of samples that are to be kept in ``gathered``.
+        gathered: Samples that were read, by number; those that are there already are not read again.
         lock: For what the threads share.
         done: How many samples were used.
     """
@@ -29,6 +57,9 @@ class Visit:
     samples: SampleSet
     strict: bool
     progress: Progress | None
+    skip: AbstractSet[int] = frozenset()
+    gather: AbstractSet[int] = frozenset()
+    gathered: dict[int, Sample] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     done: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -41,6 +72,7 @@ class Visit:
         Raises:
             DataError: If no sample could be read, or any with ``strict``.
         """
+        self.done = len(self.skip)
         run_workers(min(threads or default_workers(), max(len(self.samples), 1)), work, self._stop)
         if self.done == 0:
             raise _none_readable(self.samples, self.skipped[0][1])
@@ -53,6 +85,8 @@ class Visit:
     def __iter__(self) -> Iterator[tuple[int, Sample]]:
         """Samples with their numbers; one counts as done when the next is asked for."""
         while (index := self._take()) < len(self.samples):
+            if index in self.skip:
+                continue
             sample = self._load(index)
             if sample is not None:
                 yield index, sample
@@ -70,30 +104,33 @@ class Visit:
 
     def _load(self, index: int) -> Sample | None:
         try:
-            return self.samples.load(index)
+            sample = self.gathered.get(index) or self.samples.load(index)
         except CorruptSampleError as error:
             if self.strict:
                 raise
             with self.lock:
                 self._skipped[index] = (error.sample, str(error))
             return None
+        if index in self.gather:
+            self.gathered[index] = sample
+        return sample
 
 
-def readable(samples: SampleSet) -> Iterator[Sample]:
-    """The samples that can be read, in order, read when they are asked for.
+def readable(samples: SampleSet, order: Iterable[int] | None = None) -> Iterator[tuple[int, Sample]]:
+    """The samples that can be read with their numbers, in this or their own order, read when they are asked for.
 
     Raises:
         DataError: If there is none.
     """
     reasons, found = [], False
-    for index in range(len(samples)):
+    for index in range(len(samples)) if order is None else order:
         try:
             sample = samples.load(index)
         except CorruptSampleError as error:
             reasons.append(str(error))
             continue
         found = True
-        yield sample
+        yield index, sample
     if not found:
         raise _none_readable(samples, reasons[0])
 

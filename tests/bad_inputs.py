@@ -367,7 +367,7 @@ CASES = (
     Case("unknown calibrator", QUANTIZE + " --calibrator entrpy", "--calibrator: expected one of minmax", "did you mean 'entropy'?"),
     Case("unknown parameter of a calibrator", QUANTIZE + " --calibrator percentile:percent=9", "--calibrator: percent: unknown key", "percentile"),
     Case("parameter of a calibrator out of its limits", QUANTIZE + " --calibrator percentile:percentile=101", "--calibrator: percentile: expected a number", "default"),
-    Case("unknown scheme", QUANTIZE + " --scheme per-chanel", "--scheme: expected one of per-tensor, per-channel", "did you mean 'per-channel'?"),
+    Case("unknown scheme", QUANTIZE + " --scheme per-chanel", "--scheme: expected one of per-tensor, per-channel, per-group", "did you mean 'per-channel'?"),
     Case("unknown type", QUANTIZE + " --weights int5", "--weights: expected one of", "did you mean 'int8'?"),
     Case("type that the target does not take", QUANTIZE + " --target tensorrt --activations uint8", "target tensorrt takes int8, not uint8", "qconvert targets"),
     # the machine and the output

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from qconvert import kernels
 from qconvert.accumulate import Accumulator, scratch
-from qconvert.histogram import BINS, TensorStats
+from qconvert.histogram import RECORDED, SAMPLED, Detail, Histogram, TensorStats
 
 Array = npt.NDArray[Any]
 
@@ -52,7 +52,7 @@ def test_equals_the_sum_of_the_parts_in_every_loop_of_the_kernel(size: int, scal
     parts = [(rng.standard_normal(size) * scale * 4.0**k).astype(np.float32) for k in range(3)]
     parts.append(np.maximum(parts[0], 0))
     parts.append(-parts[-1])
-    assert check(parts).count == 5 * size
+    assert check(parts).values == 5 * size
 
 
 def test_values_on_the_edges_of_bins() -> None:
@@ -67,14 +67,14 @@ def test_non_finite_values_are_counted_and_left_out() -> None:
     x = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
     x[7], x[8], x[9], x[4999] = np.nan, -np.inf, np.inf, np.nan
     stats = check([x, x[:5]])
-    assert (stats.nan, stats.negative_inf, stats.positive_inf, stats.count) == (2, 1, 1, 5001)
+    assert (stats.nan, stats.negative_inf, stats.positive_inf, stats.values) == (2, 1, 1, 5001)
     nothing = check([np.full((2, 3), np.nan, np.float32), np.array([np.inf, -np.inf], np.float32)])
-    assert (nothing.count, nothing.samples, nothing.low, nothing.high) == (0, 0, math.inf, -math.inf)
+    assert (nothing.values, nothing.samples, nothing.low, nothing.high) == (0, 0, math.inf, -math.inf)
 
 
 def test_tensors_without_values_do_not_move_the_means() -> None:
     stats = check([np.zeros((0, 4), np.float32), np.zeros((3, 0), np.float32)])
-    assert (stats.samples, stats.count) == (0, 0)
+    assert (stats.samples, stats.values) == (0, 0)
     assert check([]) == TensorStats()
 
 
@@ -95,7 +95,7 @@ def test_memory_layout_does_not_matter() -> None:
     whole = TensorStats.of(x)
     for view in (x.transpose(2, 0, 1), x[:, ::-1], np.asfortranarray(x), padded[:, :, ::2], frozen, x.astype(">f4")):
         assert check([view]) == whole
-    assert check([np.float32(3) * np.ones((), np.float32)]).count == 1
+    assert check([np.float32(3) * np.ones((), np.float32)]).values == 1
 
 
 def test_the_accumulator_leaves_its_input_alone() -> None:
@@ -144,17 +144,39 @@ def test_extremes_of_any_bits(bits: npt.NDArray[np.int32]) -> None:
         assert not (math.isfinite(kernels.real(low)) and math.isfinite(kernels.real(high)))
 
 
-def test_draining_adds_and_empties() -> None:
-    tables, counts = scratch(), np.arange(2 * BINS, dtype=np.int64)
-    tables[:] = np.random.default_rng(0).integers(0, 2**32, tables.shape)
-    expected = counts + tables.sum(0, dtype=np.int64)
-    kernels.drain(tables, counts)
-    np.testing.assert_array_equal(counts, expected)
-    assert not tables.any()
+@pytest.mark.parametrize("size", [245_759, 245_760, 300_000, 2 * 245_760 + 3])
+def test_narrow_tables_do_not_overflow(size: int) -> None:
+    """All values in one bin, more of them than a uint16 counts."""
+    assert check([np.full(size, 0.75, np.float32)]).histogram.positive.max() == size
 
 
-def test_kernel_spreads_counts_over_all_tables() -> None:
-    tables = scratch()
-    kernels.fill(np.full(4096, -0.5, np.float32), np.float32(BINS), tables)
-    assert tables[:, BINS + BINS // 2].tolist() == [1024] * kernels.TABLES
-    assert tables.sum() == 4096
+@pytest.mark.parametrize("detail", ["exact", "sampled", "range"])
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 60_000), max_size=4), st.integers(0, 3))
+def test_every_detail_equals_the_sum_of_the_parts(detail: Detail, sizes: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parts = [(rng.standard_normal(size) * 4.0**k).astype(np.float32) for k, size in enumerate(sizes)]
+    accumulator, tables = Accumulator(detail), scratch()
+    for index, part in enumerate(parts):
+        accumulator.add(part, tables, index=index)
+    expected = [TensorStats.of(part, detail=detail, index=index) for index, part in enumerate(parts)]
+    assert accumulator.stats() == reduce(add, expected, TensorStats())
+
+
+def test_a_sampled_histogram_counts_a_share_of_the_values_and_all_extremes() -> None:
+    x = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
+    exact, sampled, bare = (TensorStats.of(x, detail=detail) for detail in ("exact", "sampled", "range"))
+    assert exact.scalars() == sampled.scalars() == bare.scalars()
+    assert SAMPLED <= sampled.histogram.count < 4 * SAMPLED
+    assert bare.histogram.count == 0
+    assert sampled.histogram.exponent == exact.histogram.exponent
+    small = TensorStats.of(x[:SAMPLED], detail="sampled")
+    assert small.histogram == Histogram.of(x[:SAMPLED])
+
+
+def test_ranges_of_so_many_samples_are_kept() -> None:
+    accumulator, tables = Accumulator("range"), scratch()
+    for index in reversed(range(3 * RECORDED)):
+        accumulator.add(np.array([-1.0, index], np.float32), tables, index=index)
+    ranges = accumulator.stats().ranges
+    assert ranges.index.tolist() == ranges.high.tolist() == list(range(RECORDED))

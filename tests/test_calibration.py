@@ -24,6 +24,7 @@ from hypothesis.extra import numpy as hnp
 
 from qconvert import calibration
 from qconvert.calibration import Calibration, find, load, model_path, save
+from qconvert.channels import ChannelStats
 from qconvert.errors import CalibrationError, OutputError
 from qconvert.histogram import TensorStats
 
@@ -52,6 +53,7 @@ def made(**changes: Any) -> Calibration:  # noqa: ANN401 - fields of Calibration
         (("a.png", "a.png: cannot be read"), ("ü.png", "why")),
         stats,
         ({"x": rng.standard_normal((1, 3)).astype(np.float32), "n": np.array(7)}, {"x": np.zeros((1, 3), np.float32)}),
+        {name: ChannelStats.of(rng.standard_normal((2, size, 3)), axis=1) for name, size in (("x", 5), ("sum", 1))},
     )
     return dataclasses.replace(plain, **changes)
 
@@ -248,7 +250,8 @@ def test_two_halves_are_the_whole(samples: list[Array], data: st.DataObject) -> 
             "y": sum((TensorStats.of(-x) for x in part), TensorStats()),
         }
         skipped = tuple((f"{first + k}.png", "broken") for k, x in enumerate(part) if x.size == 0)
-        return made(stats=stats, samples=len(part), skipped=skipped, probes=())
+        rows = {"x": sum((ChannelStats.of(x[None], axis=0) for x in part), ChannelStats())}
+        return made(stats=stats, samples=len(part), skipped=skipped, probes=(), channels=rows)
 
     whole, left, right = over(samples, 0), over(samples[:cut], 0), over(samples[cut:], cut)
     assert left + right == whole
@@ -258,8 +261,10 @@ def test_two_halves_are_the_whole(samples: list[Array], data: st.DataObject) -> 
 def test_another_model_is_refused() -> None:
     with pytest.raises(CalibrationError, match="of the same model"):
         made() + made(model_hash="cd" * 32)
-    with pytest.raises(CalibrationError, match="of the same model"):
+    with pytest.raises(CalibrationError, match="of the same values of the same model"):
         made() + made(stats={"x": TensorStats()})
+    with pytest.raises(CalibrationError, match="of the same values of the same model"):
+        made() + made(channels={})
 
 
 # --- writing ---

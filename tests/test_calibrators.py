@@ -1,6 +1,7 @@
 """The laws that every calibrator obeys, and slow references for the two that search."""
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass, fields
 from functools import reduce
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qconvert.calibrators import CALIBRATORS, Calibrator, make_calibrator
+from qconvert.calibrators import CALIBRATORS, FROM_STATISTICS, Calibrator, make_calibrator
 from qconvert.calibrators.average import Average
 from qconvert.calibrators.entropy import SMOOTHING, Entropy, divergences, window
 from qconvert.calibrators.minmax import MinMax
@@ -75,7 +76,7 @@ few = st.lists(st.integers(-(2**20), 2**20), min_size=1, max_size=40).map(lambda
 many = st.builds(sampled, st.sampled_from(sorted(SHAPES)), st.integers(0, 2**32 - 1))
 data = few | many
 grids = st.sampled_from(GRIDS)
-every_calibrator = pytest.mark.parametrize("name", CALIBRATORS)
+every_calibrator = pytest.mark.parametrize("name", FROM_STATISTICS)
 lawful = settings(max_examples=60, deadline=None)
 
 
@@ -188,11 +189,11 @@ def test_nan_and_inf_are_refused(name: str, values: list[float], seen: str) -> N
 
 def test_the_table_is_in_order_and_its_rows_are_frozen() -> None:
     assert list(CALIBRATORS) == [
-        *("minmax", "average", "percentile", "entropy", "mse"),
-        *("octav", "aciq", "admm", "emd"),
+        *("minmax", "moving_average", "average", "percentile", "entropy", "mse"),
+        *("octav", "aciq", "admm", "emd", "auto", "easyquant", "isotone"),
     ]
     for name, cls in CALIBRATORS.items():
-        assert name == cls.__name__.lower()
+        assert name == cls().name
         assert make_calibrator(name) == cls()
     with pytest.raises(FrozenInstanceError):
         make_calibrator("percentile").percentile = 99.0  # type: ignore[attr-defined]  # there is no such assignment
@@ -280,6 +281,33 @@ def test_average_is_the_mean_of_the_samples_ranges(parts: list[Array]) -> None:
         assert chosen.high == pytest.approx(high)
     else:
         assert chosen == ASYMMETRIC_UINT8(MinMax(), stats)
+
+
+@lawful
+@given(st.lists(data, min_size=1, max_size=12), st.floats(0.001, 1), st.randoms(use_true_random=False))
+def test_moving_average_is_the_plain_loop_over_the_samples_by_number(
+    parts: list[Array], constant: float, order: random.Random
+) -> None:
+    low, high = (float(end(parts[0])) for end in (np.min, np.max))
+    for x in parts[1:]:
+        low += constant * (float(x.min()) - low)
+        high += constant * (float(x.max()) - high)
+    shuffled = list(enumerate(parts))
+    order.shuffle(shuffled)
+    stats = sum((TensorStats.of(x, index=index) for index, x in shuffled), TensorStats())
+    found = make_calibrator("moving_average", constant=constant).search(
+        stats, QUANT_TYPES["int8"], symmetric=False, narrow_range=False
+    )
+    reach = max(abs(stats.low), abs(stats.high))
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9, abs=1e-9 * reach)
+
+
+@every_calibrator
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_one_outlier_of_1e30_neither_breaks_nor_escapes(name: str, grid: Grid) -> None:
+    x = np.append(np.random.default_rng(0).standard_normal(10_000), 1e30).astype(np.float32)
+    found = make_calibrator(name)(TensorStats.of(x), grid.dtype, symmetric=grid.symmetric)
+    assert -1e30 * (1 + 1e-6) <= found.low <= 0 < found.high <= 1e30 * (1 + 1e-6)
 
 
 def test_average_of_samples_that_cancel_keeps_the_data() -> None:

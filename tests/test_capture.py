@@ -8,20 +8,44 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
-from qconvert.capture import Captured, capture
+from qconvert import capture as room
+from qconvert import expose
+from qconvert.capture import Captured, Way
+from qconvert.channels import ChannelStats
 from qconvert.errors import CalibrationError, CorruptSampleError, DataError, ModelError, ProviderError
 from qconvert.graph import serialize
 from qconvert.histogram import TensorStats
+from qconvert.machine import cpu_flags
 from qconvert.samples import SampleSet
 from qconvert.session import open_session, run
+from qconvert.visit import State
 from tests.tiny import Array, build, chosen, normal, npy_samples, png_samples
+
+
+def capture(
+    model: ir.Model,
+    names: Sequence[str],
+    samples: SampleSet,
+    *,
+    groups: int = 1,
+    state: State | None = None,
+    **way: Any,  # noqa: ANN401 - the fields of Way
+) -> Captured:
+    """All names in one pass, or in several."""
+    size = -(-len(names) // groups)
+    split = tuple(tuple(names[k : k + size]) for k in range(0, len(names), size))
+    return room.capture(model, state or State(split), samples, Way(**way))
+
 
 SHAPE = ("n", 3, 8, 8)
 NAMES = ["x", "conv", "relu", "again", "y"]
@@ -48,6 +72,12 @@ def inputs(count: int) -> list[Array]:
     return [normal(1, 3, 8, 8, seed=k) * 3.0 ** (k % 5 - 2) for k in range(count)]
 
 
+def added(arrays: Iterable[npt.ArrayLike]) -> TensorStats:
+    """The statistics of one value over samples in order."""
+    parts = (TensorStats.of(np.asarray(array), index=index) for index, array in enumerate(arrays))
+    return sum(parts, TensorStats())
+
+
 def merged(*parts: Captured) -> dict[str, TensorStats]:
     return {name: sum((part.stats[name] for part in parts), TensorStats()) for name in parts[0].stats}
 
@@ -68,9 +98,9 @@ def test_statistics_equal_plain_onnxruntime(samples: SampleSet) -> None:
     )
     session = open_session(exposed, threads=1)
     expected = {name: TensorStats() for name in NAMES}
-    for x in inputs(9):
+    for index, x in enumerate(inputs(9)):
         for name, array in {"x": x, **dict(zip(NAMES[1:], run(session, {"x": x}, NAMES[1:]), strict=True))}.items():
-            expected[name] += TensorStats.of(array)
+            expected[name] += TensorStats.of(array, index=index)
     assert dict(captured.stats) == expected
     assert list(captured.stats) == NAMES
     assert (captured.samples, captured.skipped) == (9, ())
@@ -86,7 +116,7 @@ def test_statistics_equal_plain_numpy(tmp_path: Path) -> None:
     products = [x @ weight for x in arrays]
     assert stats["m"].low == pytest.approx(min(float(p.min()) for p in products), rel=1e-6)
     assert stats["m"].mean_high == pytest.approx(np.mean([p.max() for p in products]), rel=1e-6)
-    assert (stats["m"].count, stats["y"].count) == (60, 60)
+    assert (stats["m"].values, stats["y"].values) == (60, 60)
     assert stats["y"].histogram.zeros == sum(int((p <= 0).sum()) for p in products)
 
 
@@ -127,7 +157,7 @@ def test_shapes_that_depend_on_the_data(tmp_path: Path, threads: int) -> None:
     counts = [3, 8, 1, 0, 5, 5, 2, 0, 0, 8]
     arrays = [np.where(np.arange(8) < k, normal(1, 8, seed=k) ** 2 + 1, -1).astype(np.float32) for k in counts]
     stats = capture(model, ["x", "negated", "y"], npy_samples(tmp_path / "s", arrays, ("n", 8)), threads=threads).stats
-    assert stats["negated"] == sum((TensorStats.of(-x[x > 0]) for x in arrays), TensorStats())
+    assert stats["negated"] == added(-x[x > 0] for x in arrays)
     assert stats["y"].samples == len(counts)
 
 
@@ -137,8 +167,8 @@ def test_samples_of_different_shapes(tmp_path: Path, threads: int) -> None:
     arrays = [normal(1, width, seed=width) for width in (5, 5, 3, 9, 1, 3, 5)]
     samples = npy_samples(tmp_path / "s", arrays, ("n", "k"))
     stats = capture(model, ["x", "h"], samples, threads=threads).stats
-    assert stats["x"] == sum(map(TensorStats.of, arrays), TensorStats())
-    assert stats["h"] == sum((TensorStats.of(-x) for x in arrays), TensorStats())
+    assert stats["x"] == added(arrays)
+    assert stats["h"] == added(-x for x in arrays)
 
 
 def test_values_of_rank_0_and_double_width(tmp_path: Path) -> None:
@@ -150,7 +180,7 @@ def test_values_of_rank_0_and_double_width(tmp_path: Path) -> None:
     )
     arrays = [normal(1, 4, seed=k) for k in range(5)]
     stats = capture(model, ["m", "d"], npy_samples(tmp_path / "s", arrays, ("n", 4))).stats
-    assert stats["m"] == stats["d"] == sum((TensorStats.of(x.max()) for x in arrays), TensorStats())
+    assert stats["m"] == stats["d"] == added(x.max() for x in arrays)
 
 
 # --- laws ---
@@ -236,7 +266,7 @@ def test_minus_inf_of_an_attention_mask_is_tolerated(tmp_path: Path) -> None:
     samples = npy_samples(tmp_path / "s", [normal(1, 4, seed=k) for k in range(3)], ("n", 4))
     stats = capture(_attention(-math.inf), ["scores", "moved", "weights", "y"], samples).stats
     for name in ("scores", "moved"):
-        assert (stats[name].negative_inf, stats[name].count) == (3, 9)
+        assert (stats[name].negative_inf, stats[name].values) == (3, 9)
         assert math.isfinite(stats[name].low)
     assert stats["weights"].finite
 
@@ -302,6 +332,118 @@ def test_unknown_provider(samples: SampleSet) -> None:
         capture(residual(), NAMES, samples, provider="abacus")
 
 
+# --- the ways to the same statistics ---
+
+
+def wide() -> ir.Model:
+    """Convolutions of 16 and 24 channels, one by groups: onnxruntime computes them in blocks, some of them padded."""
+    padded = {"pads": [1, 1, 1, 1]}
+    return build(
+        {"x": SHAPE},
+        [
+            ("Conv", ["x", "w1", "b1"], ["first"], padded),
+            ("Clip", ["first", "zero", "six"], ["clipped"], {}),
+            ("Conv", ["clipped", "w2"], ["narrow"], {}),
+            ("Conv", ["clipped", "w3"], ["deep"], {**padded, "group": 16}),
+            ("MaxPool", ["deep"], ["pooled"], {"kernel_shape": [2, 2], "strides": [2, 2]}),
+            ("Conv", ["pooled", "w4"], ["last"], {}),
+            ("Add", ["last", "pooled"], ["sum"], {}),
+            ("GlobalAveragePool", ["sum"], ["y"], {}),
+        ],
+        ["y"],
+        {
+            "w1": normal(16, 3, 3, 3),
+            "b1": normal(16, seed=1),
+            "w2": normal(24, 16, 1, 1, seed=2),
+            "w3": normal(16, 1, 3, 3, seed=3),
+            "w4": normal(16, 16, 1, 1, seed=4),
+            "zero": np.zeros((), np.float32),
+            "six": np.full((), 6, np.float32),
+        },
+    )
+
+
+WIDE = ["x", "clipped", "narrow", "deep", "pooled", "last", "sum", "y"]
+
+
+def test_values_in_blocks_of_channels_have_the_same_statistics(
+    samples: SampleSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = capture(wide(), WIDE, samples)
+    moved = expose.open_exposed(wide(), WIDE[1:], provider="cpu").outputs
+    monkeypatch.setattr(expose, "WIDEST_BLOCK", 1 << 30)
+    plain = expose.open_exposed(wide(), WIDE[1:], provider="cpu").outputs
+    assert capture(wide(), WIDE, samples).stats == blocked.stats
+    assert all(name == output for name, output in plain.items())
+    if cpu_flags() & {"avx2", "avx512f"}:
+        assert {name for name, output in moved.items() if name != output} >= {"clipped", "deep", "last"}
+    assert moved["narrow"] == "narrow"
+
+
+def test_a_machine_that_does_not_read_what_it_wrote_is_only_slower(
+    samples: SampleSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = capture(wide(), WIDE, samples)
+
+    def refuses(model: ir.Model, *, optimize: bool = True, **options: Any) -> ort.InferenceSession:  # noqa: ANN401
+        if not optimize:
+            raise ModelError("unknown domain")
+        return open_session(model, **options)
+
+    monkeypatch.setattr(expose, "open_session", refuses)
+    assert capture(wide(), WIDE, samples).stats == expected.stats
+
+
+@pytest.mark.parametrize("groups", [2, 3, 8])
+def test_several_passes_find_the_same(samples: SampleSet, groups: int) -> None:
+    seen: list[int] = []
+    assert capture(wide(), WIDE, samples, groups=groups, progress=seen.append) == capture(wide(), WIDE, samples)
+    assert seen == list(range(1, 9 * groups + 1))
+
+
+@pytest.mark.parametrize("detail", ["exact", "sampled", "range"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_run_goes_on_from_everything_it_kept(
+    samples: SampleSet, monkeypatch: pytest.MonkeyPatch, detail: str, groups: int
+) -> None:
+    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 0.0)
+    kept: list[State] = []
+    whole = capture(residual(), NAMES, samples, groups=groups, detail=detail, threads=2, keep=kept.append)
+    assert len({(state.passes, state.done) for state in kept}) > 3 * groups
+    for state in kept:
+        assert all(len(stats.ranges.index) <= 9 for stats in state.stats.values())
+        assert capture(residual(), NAMES, samples, state=state, detail=detail) == whole
+    again = chosen(samples, [0, 1, 2, 3, 4, 5, 6, 7, 8])
+    assert capture(residual(), NAMES, again, groups=groups, detail=detail, ready={3: samples.load(3)}) == whole
+
+
+def test_samples_that_were_read_already_are_not_read_again(samples: SampleSet) -> None:
+    read: list[int] = []
+
+    def counts(items: Sequence[int]) -> dict[str, Array]:
+        read.extend(items)
+        return samples.source.read(items)
+
+    counted = dataclasses.replace(samples, source=dataclasses.replace(samples.source, read=counts))
+    capture(residual(), NAMES, counted, ready={0: samples.load(0), 2: samples.load(2)})
+    assert sorted(read) == [1, 3, 4, 5, 6, 7, 8]
+
+
+def test_an_interruption_keeps_what_was_done(samples: SampleSet) -> None:
+    many = chosen(samples, list(range(9)) * 300)
+    kept: list[State] = []
+
+    def interrupt(done: int) -> None:
+        if done == 50:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        capture(residual(), NAMES, many, threads=2, progress=interrupt, keep=kept.append)
+    (state,) = kept
+    assert 50 <= len(state.done) < 2700
+    assert capture(residual(), NAMES, many, state=state) == capture(residual(), NAMES, many)
+
+
 # --- progress and interruption ---
 
 
@@ -363,3 +505,34 @@ def test_a_signal_in_the_main_thread_stops_the_work(samples: SampleSet) -> None:
         capture(residual(), NAMES, many, threads=2, progress=progress)
     assert time.monotonic() - start < 10
     assert len(seen) < 90_000
+
+
+# --- statistics of channels ---
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_channels_have_the_statistics_of_their_values(samples: SampleSet, groups: int) -> None:
+    axes = {"x": 1, "clipped": 1, "narrow": 1, "deep": -3}
+    found = capture(wide(), WIDE, samples, groups=groups, channels=axes)
+    assert list(found.channels) == ["x", "clipped", "narrow", "deep"]
+    session = open_session(_with_outputs(wide(), ["clipped", "narrow", "deep"]), threads=1)
+    names = ["clipped", "narrow", "deep"]
+    expected = {name: ChannelStats() for name in axes}
+    for x in inputs(9):
+        for name, array in {"x": x, **dict(zip(names, run(session, {"x": x}, names), strict=True))}.items():
+            expected[name] += ChannelStats.of(array, axis=1)
+    assert dict(found.channels) == expected
+    assert found.stats == capture(wide(), WIDE, samples).stats
+
+
+def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    model.graph.outputs.extend(value for node in model.graph for value in node.outputs if value.name in names)
+    return model
+
+
+def test_channels_survive_a_stop(samples: SampleSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "CHECKPOINT_SECONDS", 0.0)
+    kept: list[State] = []
+    whole = capture(residual(), NAMES, samples, channels={"conv": 1}, keep=kept.append)
+    for state in kept:
+        assert capture(residual(), NAMES, samples, channels={"conv": 1}, state=state) == whole

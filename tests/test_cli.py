@@ -31,6 +31,7 @@ COMMANDS = (
     ("stats",),
     ("quantize",),
     ("evaluate",),
+    ("convert",),
     ("targets",),
     ("doctor",),
     ("demo",),
@@ -212,12 +213,22 @@ def test_a_policy_decides(work: Path) -> None:
     assert all("rules[1] (policy.yaml:5)" in entry["reason"] for entry in weights)
 
 
-@pytest.mark.parametrize(("scheme", "shapes"), [("per-tensor", {0}), ("per-channel", {1})])
+@pytest.mark.parametrize(("scheme", "shapes"), [("per-tensor", {0}), ("per-channel", {1}), ("per-group", {1, 2})])
 @pytest.mark.usefixtures("work")
 def test_scheme(scheme: str, shapes: set[int]) -> None:
     plan = as_json(f"quantize --scheme {scheme} -o new.onnx --json")["plan"]
     weights = [entry for entry in plan["entries"] if entry["role"] == "weight"]
     assert {np.ndim(entry["params"]["scale"]) for entry in weights} == shapes
+
+
+@pytest.mark.usefixtures("work")
+def test_weights_have_options_of_their_own() -> None:
+    options = "--scheme per-group --group-size 16 --weights int4 --weight-calibrator mse:steps=50"
+    plan = as_json(f"quantize {options} -o new.onnx --json")["plan"]
+    weights = {entry["tensor"]: entry for entry in plan["entries"] if entry["role"] == "weight"}
+    assert {entry["method"] for entry in weights.values()} == {"mse"}
+    assert {entry["params"]["dtype"] for entry in weights.values()} == {"int4"}
+    assert {entry["params"]["block_size"] for entry in weights.values()} == {None, 16}
 
 
 def test_tensorrt_gets_symmetric_int8(work: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,13 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qconvert import pipeline
 from qconvert.calibration import load
 from qconvert.errors import CalibrationError, OutputError
 from qconvert.exchange import FORMATS, exchange_format, read_ranges, with_clamp_inputs, write_ranges
 from qconvert.exchange import ort as ort_json
 from qconvert.exchange import tensorrt as cache
 from qconvert.graph import load_model
-from qconvert.numerics import Range
+from qconvert.listener import Listener
+from qconvert.numerics import QuantParams, Range
+from qconvert.plan import Entry
+from qconvert.policy import Policy
+from qconvert.preprocess import PRESETS
 from tests.bad_inputs import run, save_model
 from tests.models import RUNTIME
 
@@ -170,6 +176,155 @@ def test_onnxruntime_quantizes_with_it(tmp_path: Path, monkeypatch: pytest.Monke
             assert float(constants[node.input[1]]) == pytest.approx((one.high - one.low) / 255, rel=1e-5)
             checked += 1
     assert checked > 20
+
+
+# quantize with ranges of a file
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sample model and its statistics."""
+    folder = tmp_path_factory.mktemp("digits")
+    model = Path(shutil.copy(SAMPLES / "digits_cnn" / "model.onnx", folder))
+    data, output = SAMPLES / "digits" / "calibration", folder / "model.calib"
+    pipeline.calibrate(model, data, output=output, preprocess=PRESETS["centered"], limit=12)
+    return model, output
+
+
+class Notes(Listener):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def quantized(
+    digits: tuple[Path, Path],
+    folder: Path,
+    ranges: Path | None,
+    **wishes: Any,  # noqa: ANN401 - options of the command line
+) -> tuple[dict[str, Entry], list[str]]:
+    """The activations of the plan, and what was said about the file."""
+    notes = Notes()
+    wanted = Policy().override(**wishes)
+    result = pipeline.quantize(
+        digits[0], load(digits[1]), output=folder / "q.onnx", policy=wanted, ranges=ranges, force=True, listener=notes
+    )
+    said = [line for line in notes.lines if ranges is not None and str(ranges) in line]
+    return {entry.tensor: entry for entry in result.plan.of("activation")}, said
+
+
+def same_grid(a: QuantParams, b: QuantParams) -> bool:
+    return a.dtype == b.dtype and int(a.zero_point) == int(b.zero_point) and np.allclose(a.scale, b.scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ending", "target", "options"),
+    [
+        (".cache", "tensorrt", "--type int8 --symmetric"),
+        (".json", "tensorrt", "--type int8 --symmetric"),
+        (".json", "ort-cpu", "--type uint8"),
+        (".json", "generic", "--type uint8"),
+    ],
+)
+def test_exported_ranges_give_the_calibrators_grids(
+    ending: str, target: str, options: str, digits: tuple[Path, Path], tmp_path: Path
+) -> None:
+    method = "mse"
+    path = tmp_path / f"r{ending}"
+    assert run(f"stats {digits[1]} --calibrator {method} {options} --export {path} -q").code == 0
+    own, _ = quantized(digits, tmp_path, None, target=target, calibrator=method)
+    found, said = quantized(digits, tmp_path, path, target=target, calibrator="admm")
+    assert set(found) == set(own)
+    for name, entry in found.items():
+        assert same_grid(entry.params, own[name].params), name
+        assert entry.method == ("same scale" if own[name].method == "same scale" else "file")
+        assert entry.reason.endswith(f"; range from r{ending}")
+    assert len(said) == (ending == ".cache") + 1
+    assert "name no quantized value: " in said[-1]
+    assert said[-1].endswith("logits") == (target != "tensorrt"), "the value before a clamp is not worth a word"
+
+
+def test_limits_of_values_that_are_never_negative_are_one_sided(digits: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "r.cache"
+    stats = load(digits[1]).stats
+    write_ranges(path, {name: Range(-2.0, 2.0) for name in stats})
+    found, said = quantized(digits, tmp_path, path)
+    for name, entry in found.items():
+        assert float(entry.params.high) == pytest.approx(2.0, rel=0.01)
+        assert float(entry.params.low) == pytest.approx(0.0 if stats[name].low >= 0 else -2.0, abs=0.02)
+    assert "TensorRT calibration cache holds only limits: ranges are -/+ limit, and 0 to limit for 1" in said[0]
+
+
+def test_what_file_and_model_do_not_share_is_said(digits: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    write_ranges(path, {"image": Range(-3.0, 1.0), **{f"stray{number}": Range(0.0, 1.0) for number in range(5)}})
+    own, _ = quantized(digits, tmp_path, None, calibrator="mse")
+    found, said = quantized(digits, tmp_path, path, calibrator="mse")
+    assert float(found["image"].params.scale) == pytest.approx(4 / 255)
+    others = {name for name in own if name != "image"}
+    assert all(found[name] == own[name] for name in others)
+    assert said[0] == f"{path}: 5 of 6 ranges name no quantized value: stray0, stray1, stray2, ..."
+    apart = sum(own[name].method != "same scale" for name in others)
+    assert f"no range for {apart} of {len(own)} quantized values, which get one without it: " in said[1]
+
+
+def test_a_file_of_another_model_is_refused(digits: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    write_ranges(path, {"data": Range(0.0, 1.0)})
+    with pytest.raises(CalibrationError, match="none of its 1 ranges names a value that is quantized here") as caught:
+        quantized(digits, tmp_path, path)
+    assert str(path) in str(caught.value)
+    assert "image" in caught.value.hint
+    assert not (tmp_path / "q.onnx").exists()
+
+
+def test_ranges_on_the_command_line(digits: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    assert run(f"stats {digits[1]} --calibrator minmax --export {path} -q").code == 0
+    command = f"quantize {digits[0]} --calibration {digits[1]} -o {tmp_path}/a.onnx"
+    result = run(f"{command} --ranges {path} --json")
+    assert result.code == 0, result.stderr
+    assert result.stdout.count(f"; range from {path.name}") > 20
+    assert result.lines("note")[-1].endswith("1 of 36 ranges name no quantized value: logits")
+    path.write_text(path.read_text()[:-20])
+    result = run(f"{command} --force --ranges {path}")
+    assert result.code == 2
+    assert f"{path}: not a readable onnxruntime calibration JSON" in result.lines("error")[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@peer_has_a_cache
+def test_ranges_that_onnxruntime_really_wrote(digits: tuple[Path, Path], tmp_path: Path) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+    from onnxruntime.quantization.quant_utils import write_calibration_table
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.feeds = iter([dict(feeds) for feeds in load(digits[1]).probes])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.feeds, None)
+
+    prepared = tmp_path / "prepared.onnx"
+    quant_pre_process(digits[0], prepared)
+    quantize_static(prepared, tmp_path / "theirs.onnx", Reader(), calibration_cache_path=tmp_path / "static.json")
+    calibrator = create_calibrator(
+        prepared, augmented_model_path=str(tmp_path / "augmented.onnx"), calibrate_method=CalibrationMethod.Entropy
+    )
+    calibrator.collect_data(Reader())
+    write_calibration_table(calibrator.compute_data().data, str(tmp_path))
+    for path in (tmp_path / "static.json", tmp_path / "calibration.json"):
+        ranges = read_ranges(path)
+        found, _ = quantized(digits, tmp_path, path)
+        taken = [name for name, entry in found.items() if entry.method == "file"]
+        assert len(taken) > 15, path
+        for name in taken:
+            low, high = min(ranges[name].low, 0.0), max(ranges[name].high, 0.0)
+            assert float(found[name].params.scale) == pytest.approx((high - low) / 255, rel=1e-6)
 
 
 # values before clamps

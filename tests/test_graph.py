@@ -179,6 +179,15 @@ def test_tidy_keeps_public_names() -> None:
     assert [value.name for value in graph.graph.outputs] == ["y", "y_1"]
 
 
+def test_tidy_drops_constants_that_only_operators_outside_of_the_model_read() -> None:
+    graph = model("y = Conv(x, w, b)", weights=W)
+    left = add_constant(graph.graph, "left", f32(1))
+    outside = ir.node("Relu", [left])  # as in the branch of an If that was folded
+    tidy(graph)
+    assert outside.inputs[0] is left
+    assert set(graph.graph.initializers) == {"w", "b"}
+
+
 def test_tidy_leaves_results_out_that_were_left_out() -> None:
     graph = model(
         "s, h = GRU<hidden_size=16>(x, w, r) y = Neg(h)",

@@ -202,7 +202,7 @@ def test_statistics_equal_a_plain_reference(parts: list[Array]) -> None:
     made = total(parts)
     flat = np.concatenate([f32(), *(x.ravel() for x in parts)])
     values = flat[np.isfinite(flat)]
-    assert (made.samples, made.count) == (sum(bool(np.isfinite(x).any()) for x in parts), values.size)
+    assert (made.samples, made.values) == (sum(bool(np.isfinite(x).any()) for x in parts), values.size)
     assert (made.nan, made.negative_inf, made.positive_inf) == (
         np.isnan(flat).sum(),
         np.isneginf(flat).sum(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from qconvert.calibrators.percentile import Percentile
 from qconvert.errors import CalibrationError, PlanError
 from qconvert.graph import load_model, serialize
 from qconvert.histogram import TensorStats
-from qconvert.numerics import INT8, INT32, UINT8, QuantParams, QuantType, params_from_range, quantize
-from qconvert.plan import Plan, candidate_values, make_placement, make_plan
+from qconvert.numerics import INT8, INT32, UINT8, QuantParams, QuantType, Range, params_from_range, quantize
+from qconvert.plan import Entry, Given, Plan, candidate_values, make_placement, make_plan
 from qconvert.plan.activations import _saturates
 from qconvert.plan.weights import _room_for_bias, weight_params
 from qconvert.policy import Policy, Scheme
@@ -210,7 +211,7 @@ def test_relu_and_relu6_are_absorbed_by_asymmetric_grids(top: float, dtype: Quan
 def test_biases_fit_int32(bias: list[float], magnitudes: list[float], scale: float, per_channel: bool) -> None:
     array = np.array(magnitudes, np.float32).reshape(4, 1)
     axis = 0 if per_channel else None
-    params = weight_params(array, axis, Scheme(dtype="int8", symmetric=True, narrow_range=True))
+    params = weight_params(array, Scheme(dtype="int8", symmetric=True, narrow_range=True), axis=axis)
     wide = _room_for_bias(params, scale, np.array(bias, np.float32))
     assert (wide.scale >= params.scale).all()
     levels = np.abs(np.array(bias)) / (wide.scale.astype(np.float64) * scale)
@@ -218,7 +219,7 @@ def test_biases_fit_int32(bias: list[float], magnitudes: list[float], scale: flo
 
 
 def test_a_grouped_transpose_leaves_room_in_every_group() -> None:
-    params = weight_params(np.zeros((4, 2, 1, 1), np.float32) + 1e-20, 1, Scheme(dtype="int8", symmetric=True))
+    params = weight_params(np.zeros((4, 2, 1, 1), np.float32) + 1e-20, Scheme(dtype="int8", symmetric=True), axis=1)
     wide = _room_for_bias(params, 1.0, f32(1, 0, 0, 100))
     assert np.allclose(wide.scale * 2**30, [1, 100], rtol=1e-3)
 
@@ -228,10 +229,53 @@ def test_a_weight_may_have_a_calibrator() -> None:
     w[3, 5] = 100
     whole = Scheme(dtype="int8", symmetric=True)
     tight = whole.model_copy(update={"calibrator": Percentile(95.0)})
-    assert weight_params(w, 0, tight).scale[3] < 0.1 * weight_params(w, 0, whole).scale[3]
+    assert weight_params(w, tight, axis=0).scale[3] < 0.1 * weight_params(w, whole, axis=0).scale[3]
 
 
 def test_unused_results_carry_no_pair() -> None:
     body = f"h {CONV}(x, w) f, g = Split<axis=1>(h, parts) y = Conv(f, e)"
     plan = planned(prepared(body, parts=i64(5, 3), e=weight(2, 5, 1, 1)), images())
     assert "g" not in by_name(plan)
+
+
+# ranges from elsewhere
+
+
+GIVEN = Given(Range(-3.0, 5.0), "elsewhere", "because")
+
+
+def with_given(body: str, elsewhere: Mapping[str, Given]) -> dict[str, Entry]:
+    graph = prepared(body)
+    chosen = policy()
+    names = candidate_values(graph, make_placement(graph, chosen)[1])
+    stats = {name: one for name, one in statistics(graph, names, images()).items() if name not in elsewhere}
+    plan = make_plan(graph, chosen, stats, given=elsewhere)
+    return {entry.tensor: entry for entry in plan.of("activation")}
+
+
+@pytest.mark.parametrize("name", ["x", "h", "s", "y"])
+def test_a_given_range_needs_no_statistics_and_wins_over_every_rule(name: str) -> None:
+    body = f"h {CONV}(x, w) s = Sigmoid(h) y {CONV}(s, a)"
+    found, without = with_given(body, {name: GIVEN}), with_given(body, {})
+    entry = found[name]
+    assert entry.params == params_from_range(-3.0, 5.0, UINT8, symmetric=False)
+    assert (entry.method, entry.reason) == ("elsewhere", f"{without[name].reason}; because")
+    assert all(found[other] == without[other] for other in without if other != name)
+    assert without["s"].method == "range of Sigmoid"
+    assert without["y"].method == "minmax (model output)"
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [{"h": GIVEN}, {"m": GIVEN}, {"h": GIVEN, "m": Given(Range(0.0, 99.0), "elsewhere")}]
+)
+def test_moved_values_have_the_range_of_their_source(elsewhere: dict[str, Given]) -> None:
+    body = f"h {CONV}(x, w) m = MaxPool<kernel_shape=[2,2]>(h) y {CONV}(m, a)"
+    found = with_given(body, elsewhere)
+    assert found["h"].params == found["m"].params == params_from_range(-3.0, 5.0, UINT8, symmetric=False)
+    assert {found["h"].method, found["m"].method} == {"elsewhere", "same scale"}
+
+
+def test_given_ranges_contain_zero() -> None:
+    found = with_given(f"y {CONV}(x, w)", {"x": Given(Range(2.0, 4.0), "elsewhere")})
+    assert found["x"].params == params_from_range(0.0, 4.0, UINT8, symmetric=False)
+    assert ";" not in found["x"].reason.partition("; ")[2], "no reason is no words"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Iterable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema  # type: ignore[import-untyped, unused-ignore]
 import pytest
@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from qconvert.calibrators import CALIBRATORS, make_calibrator
 from qconvert.errors import PolicyError, TargetError
+from qconvert.float8 import FLOAT8_TYPES
 from qconvert.numerics import QUANT_TYPES
 from qconvert.policy import (
     Defaults,
@@ -36,7 +37,7 @@ from qconvert.policy import (
     template,
     unmatched,
 )
-from qconvert.policy.fields import Bias, Position
+from qconvert.policy.fields import Bias, Granularity, Position
 from qconvert.preprocess import PRESETS, Preprocess
 from qconvert.targets import TARGETS
 
@@ -190,7 +191,7 @@ BAD = [
     ("defaults: {bias: Float}", "1: defaults.bias: expected one of int32, float, got 'Float'", "did you mean 'float'?"),
     (
         "defaults: {weights: {scheme: per_channel}}",
-        "1: ...: expected one of per-tensor, per-channel, got ...",
+        "1: ...: expected one of per-tensor, per-channel, per-group, got ...",
         "'per-channel'",
     ),
     (
@@ -311,7 +312,8 @@ def test_the_first_fault_by_line_is_told_and_the_others_counted() -> None:
 
 
 def test_every_list_of_choices_is_the_table_itself() -> None:
-    assert f"expected one of {', '.join(QUANT_TYPES)}, got" in str(fails("defaults: {weights: {dtype: x}}"))
+    types = ", ".join((*QUANT_TYPES, *FLOAT8_TYPES))
+    assert f"expected one of {types}, got" in str(fails("defaults: {weights: {dtype: x}}"))
     assert f"expected one of {', '.join(TARGETS)}, got" in str(fails("target: x"))
     assert f"expected one of {', '.join(CALIBRATORS)}, got" in str(fails("defaults: {weights: {calibrator: x}}"))
 
@@ -406,10 +408,12 @@ def test_float_false_is_not_open() -> None:
 
 NAMES, OPS, SUBGRAPHS = ("a", "b", "ab", "/a/b"), ("Conv", "Gemm", "Add"), ("", "then", "then/else")
 schemes = st.builds(
-    Scheme,
+    lambda granularity, **keys: Scheme(scheme=granularity[0], group_size=granularity[1], **keys),
+    st.sampled_from(
+        [(None, None), ("per-tensor", None), ("per-channel", None), ("per-group", None), ("per-group", 64), (None, 8)]
+    ),
     dtype=st.sampled_from([None, "int8", "uint16"]),
     symmetric=st.sampled_from([None, True, False]),
-    scheme=st.sampled_from([None, "per-tensor", "per-channel"]),
     calibrator=st.sampled_from([None, make_calibrator("minmax"), make_calibrator("percentile", percentile=99.0)]),
     narrow_range=st.sampled_from([None, True, False]),
 )
@@ -476,6 +480,8 @@ def naive(policy: Policy, op_type: str, names: list[str], subgraph: str, positio
 
     def pick(kind: str, key: str) -> object:
         layers = [policy.defaults] if chosen is None else [policy.rules[chosen], policy.defaults]
+        if key == "group_size" and getattr(layers[0], kind).scheme not in {None, "per-group"}:
+            return None
         values = [getattr(getattr(layer, kind), key) for layer in layers]
         return next((value for value in values if value is not None), None)
 
@@ -582,6 +588,18 @@ def test_no_options_change_nothing() -> None:
     assert loads(FULL).override() == loads(FULL)
 
 
+def test_the_options_of_weights_alone() -> None:
+    weights = Policy().override(scheme="per-group", group_size=64, weight_calibrator="mse:power=3").defaults.weights
+    assert weights == Scheme(scheme="per-group", group_size=64, calibrator=make_calibrator("mse", power=3))
+
+
+def test_another_scheme_drops_the_size_of_groups() -> None:
+    grouped = Scheme(scheme="per-group", group_size=64)
+    assert Scheme(scheme="per-channel").over(grouped) == Scheme(scheme="per-channel")
+    assert Scheme(group_size=16).over(grouped) == Scheme(scheme="per-group", group_size=16)
+    assert Scheme(dtype="int4").over(grouped) == Scheme(dtype="int4", scheme="per-group", group_size=64)
+
+
 def test_a_calibrator_option_with_keys() -> None:
     policy = Policy().override(calibrator="percentile:percentile=99.5")
     assert policy.defaults.activations.calibrator == make_calibrator("percentile", percentile=99.5)
@@ -596,9 +614,13 @@ def test_a_calibrator_option_with_keys() -> None:
         ({"target": "ort"}, "--target: expected one of ort-cpu, ", "did you mean 'ort-cpu'?"),
         (
             {"scheme": "per_channel"},
-            "--scheme: expected one of per-tensor, per-channel, got 'per_channel'",
+            "--scheme: expected one of per-tensor, per-channel, per-group, got 'per_channel'",
             "'per-channel'",
         ),
+        ({"scheme": "per-channel", "group_size": 8}, "--group-size: scheme per-channel has no groups", "per-group"),
+        ({"group_size": 1}, "--group-size: expected a number greater than or equal to 2, got 1", ""),
+        ({"weight_calibrator": "msee"}, "--weight-calibrator: expected one of minmax, ", "did you mean 'mse'?"),
+        ({"weight_calibrator": "mse:3"}, "--weight-calibrator: expected name:key=value", "write 'mse:power=3'"),
         ({"weights": "int5"}, "--weights: expected one of int2, ", "did you mean 'int8'?"),
         ({"activations": ""}, "--activations: expected one of int2, ", ""),
         ({"calibrator": "percentil"}, "--calibrator: expected one of minmax, ", "did you mean 'percentile'?"),
@@ -657,7 +679,7 @@ def test_the_template_is_a_policy_and_so_are_its_examples(target: str) -> None:
     assert examples.defaults.activations.dtype == TARGETS[target].activations[0]
     assert len(examples.rules) == 4
     keys = [*Policy.model_fields, *Scheme.model_fields, *Match.model_fields, *Rule.model_fields]
-    for word in (*keys, *QUANT_TYPES, *CALIBRATORS, *PRESETS, *TARGETS, "per-tensor", "per-channel", "first", "last"):
+    for word in (*keys, *QUANT_TYPES, *CALIBRATORS, *PRESETS, *TARGETS, *get_args(Granularity), "first", "last"):
         assert word in text
     assert all(len(line) <= 120 for line in text.splitlines())
 
@@ -740,7 +762,8 @@ any_calibrator = st.sampled_from(
 any_scheme = block(
     dtype=st.sampled_from(list(QUANT_TYPES)),
     symmetric=st.booleans(),
-    scheme=st.sampled_from(["per-tensor", "per-channel"]),
+    scheme=st.sampled_from(["per-tensor", "per-channel", "per-group"]),
+    group_size=st.sampled_from([1, 32, 64.5]),
     calibrator=any_calibrator,
     narrow_range=st.booleans(),
 )

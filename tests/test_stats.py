@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qconvert import calibration
-from qconvert.calibrators import CALIBRATORS, make_calibrator
+from qconvert.calibrators import FROM_STATISTICS, make_calibrator
 from qconvert.errors import CalibrationError, OutputError
 from qconvert.histogram import TensorStats
 from qconvert.metrics import EXACT_DB, sqnr_db
@@ -202,7 +202,7 @@ def test_the_table_says_what_the_json_says() -> None:
     assert [value["name"] for value in found["values"]] == list(stats)
     for value in found["values"]:
         one, name = stats[value["name"]], re.escape(value["name"])
-        assert (value["low"], value["high"], value["values"]) == (one.low, one.high, one.count)
+        assert (value["low"], value["high"], value["values"]) == (one.low, one.high, one.values)
         assert re.search(rf"^{name} +20 .* {one.low:.4g} +{one.high:.4g} +- +[\d.]+$", shown, re.MULTILINE)
         found_range = value["range"]
         assert found_range["low"] == -found_range["high"]
@@ -224,7 +224,7 @@ def test_calibrate_shows_the_same_table() -> None:
 def test_one_value_has_all_methods_and_a_histogram() -> None:
     shown = ok("stats block5/Add*").stdout
     found = json.loads(ok("stats model.calib block5/Add_output_0 --json").stdout)
-    assert list(found["methods"]) == list(CALIBRATORS)
+    assert list(found["methods"]) == list(FROM_STATISTICS)
     for name, one in found["methods"].items():
         assert re.search(
             rf"^{name} +{one['low']:.4g} +{one['high']:.4g} .* {one['sqnr_db']:.2f} dB$", shown, re.MULTILINE
@@ -252,7 +252,7 @@ def test_values_without_ranges_are_shown_all_the_same() -> None:
     spoiled()
     shown = ok("stats --calibrator entropy").stdout
     assert re.search(r"^logits +1 +3 +1 +1 +1/1 +0\.0$", shown, re.MULTILINE)
-    assert re.search(r"^image +0 +0 +- +- +- +0\.0$", shown, re.MULTILINE)
+    assert re.search(r"^image +0 +0 +- +- +- +-$", shown, re.MULTILINE)
     assert re.search(r"^logits +- expected finite values, got 1 NaN, 1 -Inf$", shown, re.MULTILINE)
     values = {value["name"]: value for value in json.loads(ok("stats --calibrator entropy --json").stdout)["values"]}
     assert values["image"]["low"] is None
@@ -381,8 +381,8 @@ def test_the_plot_is_one_file_that_loads_nothing(work: Path) -> None:
     for figure, one in zip(page.figures, stats.values(), strict=True):
         bars, *lines = figure["data"]
         assert len(bars["y"]) <= BINS
-        assert sum(bars["y"]) == one.count - one.histogram.zeros
-        assert [line["name"] for line in lines] == list(CALIBRATORS)
+        assert sum(bars["y"]) == one.values - one.histogram.zeros
+        assert [line["name"] for line in lines] == list(FROM_STATISTICS)
         minmax = lines[0]
         assert [minmax["x"][0], minmax["x"][-1]] == [min(one.low, 0.0), max(one.high, 0.0)]
         assert len({(line["line"]["color"], line["line"]["dash"]) for line in lines}) == len(lines)
@@ -440,3 +440,41 @@ def test_completion_knows_the_names_in_the_file(words: str, expected: list[str])
     done = subprocess.run([sys.executable, "-m", "qconvert"], capture_output=True, text=True, check=False, env=env)
     assert done.stdout.split() == expected
     assert done.stderr == ""
+
+
+# what was counted
+
+
+@pytest.fixture
+def only_ranges(work: Path) -> None:
+    command = f"calibrate model.onnx --data {SAMPLES / 'digits' / 'calibration'} -n 20 --stats range --channels --force"
+    assert ok(command).stderr
+    assert calibration.load(work / "model.calib").data["statistics"] == "range"
+
+
+@pytest.mark.usefixtures("only_ranges")
+def test_ranges_alone_give_what_follows_from_them() -> None:
+    name = next(iter(calibration.load(Path("model.calib")).stats))
+    found = json.loads(ok(f"stats {name} --json").stdout)
+    assert list(found["methods"]) == ["minmax", "moving_average", "average"]
+    assert (found["counted"], found["zeros_percent"]) == (0, None)
+    assert all(one["sqnr_db"] is None for one in found["methods"].values())
+    assert len(found["channels"]["mean"]) == 1
+    shown = ok(f"stats {name}").stdout
+    assert "no histogram" in shown
+    assert re.search(r"^channels +1, their largest magnitudes", shown, re.MULTILINE)
+    assert "nan" not in ok("stats --calibrator average").stdout.lower().replace("nan/inf", "")
+
+
+@pytest.mark.usefixtures("only_ranges")
+def test_a_method_that_needs_more_says_so() -> None:
+    refused("quantize --calibrator entropy", "entropy needs a histogram, and only the ranges", "without --stats range")
+    assert "written" in ok("quantize --calibrator average").stderr
+
+
+@pytest.mark.usefixtures("only_ranges")
+def test_the_plot_of_ranges_alone(work: Path) -> None:
+    ok("stats --plot p.html")
+    cells = re.findall(r"<td>([^<]*)", (work / "p.html").read_text(encoding="utf-8"))
+    assert "-" in cells
+    assert not {"nan", "NaN"} & set(cells)

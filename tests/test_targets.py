@@ -11,7 +11,7 @@ from qconvert.numerics import QUANT_TYPES
 from qconvert.policy import Policy
 from qconvert.rules import OP_RULES, weight_axis
 from qconvert.targets import HEAVY, MOVES, TARGETS, Target, get_target
-from tests.models import f32, i64, images, model, policy, quantized, weight
+from tests.models import RUNTIME, f32, i64, images, model, policy, quantized, weight
 from tests.test_placement import CONV, RESIDUAL, W
 
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
@@ -24,6 +24,8 @@ def test_rows_are_consistent(target: Target) -> None:
     assert target.per_channel <= set(HEAVY)
     assert target.float_output_ops <= set(HEAVY)
     assert {*target.activations, *target.weights} <= set(QUANT_TYPES)
+    assert set(target.clipped) == {name for name in target.activations if QUANT_TYPES[name].bits < 8}
+    assert all(QUANT_TYPES[name].bits == 8 for name in target.clipped.values())
     assert target.shared_scale_ops <= target.integer_ops
     assert {OP_RULES[op_type].kind for op_type in target.integer_ops} <= {"heavy", "light", "same"}
 
@@ -73,6 +75,7 @@ DTYPES = [
     for target in TARGETS.values()
     for weights in target.weights
     for activations in target.activations
+    if RUNTIME >= (1, 24) or "int2" not in weights
 ]
 
 
@@ -84,7 +87,8 @@ def test_every_dtype_that_a_target_takes_runs(target: str, weights: str, activat
     )
     chosen = policy(target=target).override(weights=weights, activations=activations)
     result = quantized(graph, images(), chosen)
-    least = 6 if "4" in weights else 20
+    fewest = min(QUANT_TYPES[name].bits for name in (weights, activations))
+    least = {2: 3, 4: 6}.get(fewest, 20)
     assert result.sqnr > least
     assert result.plain_sqnr > least
     assert {entry.params.dtype.name for entry in result.plan.of("weight")} == {weights}

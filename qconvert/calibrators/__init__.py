@@ -10,20 +10,25 @@ from dataclasses import fields
 
 from qconvert.calibrators.aciq import ACIQ
 from qconvert.calibrators.admm import ADMM
+from qconvert.calibrators.auto import Auto
 from qconvert.calibrators.average import Average
 from qconvert.calibrators.base import Calibrator
+from qconvert.calibrators.easyquant import EasyQuant
 from qconvert.calibrators.emd import EMD
 from qconvert.calibrators.entropy import Entropy
+from qconvert.calibrators.isotone import Isotone
 from qconvert.calibrators.minmax import MinMax
+from qconvert.calibrators.moving_average import MovingAverage
 from qconvert.calibrators.mse import MSE
 from qconvert.calibrators.octav import OCTAV
 from qconvert.calibrators.percentile import Percentile
 from qconvert.errors import CalibrationError
 
-__all__ = ["CALIBRATORS", "Calibrator", "make_calibrator"]
+__all__ = ["CALIBRATORS", "FROM_STATISTICS", "Calibrator", "make_calibrator"]
 
 CALIBRATORS: dict[str, type[Calibrator]] = {
     "minmax": MinMax,
+    "moving_average": MovingAverage,
     "average": Average,
     "percentile": Percentile,
     "entropy": Entropy,
@@ -32,8 +37,14 @@ CALIBRATORS: dict[str, type[Calibrator]] = {
     "aciq": ACIQ,
     "admm": ADMM,
     "emd": EMD,
+    "auto": Auto,
+    "easyquant": EasyQuant,
+    "isotone": Isotone,
 }
 """The methods, by their name in a policy."""
+
+FROM_STATISTICS = tuple(name for name, cls in CALIBRATORS.items() if not cls.needs_samples)
+"""The methods that need no samples beside the statistics."""
 
 
 def make_calibrator(name: str, /, **parameters: object) -> Calibrator:

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qconvert.calibrators.base import Calibrator, choices, grid_steps
+from qconvert.calibrators.base import Calibrator, Floats, Rows, choices, grid_steps
 from qconvert.histogram import TensorStats
 from qconvert.numerics import QuantType, Range
 
@@ -63,6 +63,23 @@ class ACIQ(Calibrator):
         gauss = spread > MIDDLE * sigma if self.distribution == "auto" else self.distribution == "gauss"
         alpha = gauss_clip(steps) * sigma if gauss else laplace_clip(steps) * spread
         return Range((mean - alpha) * histogram.width, (mean + alpha) * histogram.width)
+
+    def search_rows(
+        self, rows: Rows, dtype: QuantType, *, symmetric: bool, narrow_range: bool
+    ) -> tuple[Floats, Floats]:
+        """The same from the moments of the values themselves; zeros are not counted."""
+        values = rows.values.astype(np.float64)
+        count = np.count_nonzero(values, axis=1)
+        steps = grid_steps(dtype, symmetric=symmetric, narrow_range=narrow_range)
+        one_sided = (rows.below == 0) | (rows.above == 0) | symmetric
+        mean = np.where(one_sided, 0.0, values.sum(1) / count)
+        rest = np.where(values == 0, 0.0, np.abs(values - mean[:, None]))
+        spread, sigma = rest.sum(1) / count, np.sqrt((rest * rest).sum(1) / count)
+        gauss = spread > MIDDLE * sigma if self.distribution == "auto" else self.distribution == "gauss"
+        clips = [(gauss_clip(n), laplace_clip(n)) for n in (steps, 2 * steps)]
+        by_gauss, by_laplace = (np.where(one_sided, half, whole) for whole, half in zip(*clips, strict=True))
+        alpha = np.where(gauss, by_gauss * sigma, by_laplace * spread)
+        return mean - alpha, mean + alpha
 
 
 def laplace_clip(steps: int) -> float:

@@ -25,7 +25,7 @@ from functools import partial
 
 import numpy as np
 
-from qconvert.calibrators.base import Calibrator, Floats, extremes, falls, last_argmin
+from qconvert.calibrators.base import Calibrator, Floats, Rows, extremes, falls, last_argmin
 from qconvert.calibrators.mse import TIE, range_errors
 from qconvert.calibrators.octav import OCTAV
 from qconvert.histogram import TensorStats
@@ -61,12 +61,52 @@ class ADMM(Calibrator):
         edges, weights, _ = falls(stats, folded=symmetric and narrow_range and dtype.signed)
         scale = alternate(edges, weights, params.scale.astype(np.float64), first, last, rounds=self.rounds)
 
-        highs = np.clip(last * scale, 0.0, ends[1])
-        lows = np.where(symmetric, highs, np.clip(-first * scale, 0.0, ends[0]))
+        lows, highs = _reach(scale, first, last, ends[0], ends[1], symmetric=symmetric)
         order = np.argsort(lows + highs)
         losses = range_errors(edges, weights, grid, lows[order], highs[order], power=2)
         best = order[last_argmin(losses, tolerance=TIE * float(np.abs(losses).min()))]
         return Range(-float(lows[best]) * unit, float(highs[best]) * unit)
+
+    def search_rows(
+        self, rows: Rows, dtype: QuantType, *, symmetric: bool, narrow_range: bool
+    ) -> tuple[Floats, Floats]:
+        """The same on the values themselves."""
+        from qconvert.calibrators.by_rows import (  # noqa: PLC0415 - loads a compiler, for weights alone
+            end_levels,
+            last_least,
+            losses,
+        )
+        from qconvert.row_kernels import projections  # noqa: PLC0415
+
+        low, high = OCTAV().search_rows(rows, dtype, symmetric=symmetric, narrow_range=narrow_range)
+        shares = np.array(STARTS)
+        starts = np.column_stack([rows.below[:, None] * shares, np.minimum(-low, rows.below)])
+        ends = np.column_stack([rows.above[:, None] * shares, np.minimum(high, rows.above)])
+        grid = partial(params_from_range, dtype=dtype, symmetric=symmetric, narrow_range=narrow_range)
+        params = grid(-starts, ends)
+        first, last = end_levels(params)
+        scale = projections(rows.values, params.scale.astype(np.float64), first, last, self.rounds)
+
+        lows, highs = _reach(scale, first, last, rows.below[:, None], rows.above[:, None], symmetric=symmetric)
+        lows, highs = np.hstack([lows, starts]), np.hstack([highs, ends])  # the data may cut where a start led to
+        order = np.argsort(lows + highs, axis=1, kind="stable")
+        lows, highs = np.take_along_axis(lows, order, 1), np.take_along_axis(highs, order, 1)
+        best = last_least(losses(rows.values, grid, lows, highs, power=2.0))
+        return -lows[best], highs[best]
+
+
+def _reach(
+    scale: Floats,
+    first: Floats | LevelArray,
+    last: Floats | LevelArray,
+    below: Floats,
+    above: Floats,
+    *,
+    symmetric: bool,
+) -> tuple[Floats, Floats]:
+    """How far grids reach below and above zero, inside of the data."""
+    highs = np.clip(last * scale, 0.0, above)
+    return (highs if symmetric else np.clip(-first * scale, 0.0, below)), highs
 
 
 def alternate(

@@ -9,6 +9,7 @@ distance over the number of samples, and neither the order nor the size of batch
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from qconvert.calibrators.base import Calibrator
 from qconvert.histogram import TensorStats
@@ -18,6 +19,8 @@ from qconvert.numerics import QuantType, Range
 @dataclass(frozen=True)
 class Average(Calibrator):
     """The mean of the samples' ranges; all of the data where that mean is empty, as for samples -1 and +1."""
+
+    needs_histogram: ClassVar[bool] = False
 
     def search(self, stats: TensorStats, dtype: QuantType, *, symmetric: bool, narrow_range: bool) -> Range:  # noqa: ARG002 - the same for every grid
         """The mean least and the mean greatest value."""

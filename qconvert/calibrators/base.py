@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from qconvert.numerics import QuantType, Range
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
 
 LIMITS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most"}
 """The JSON Schema words that a number's ``metadata`` may hold, and how a message says them."""
@@ -24,10 +25,31 @@ LIMITS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at mos
 EDGES = 1024
 """Edges of a histogram that a loss is summed over, at most."""
 
+LONG = 1 << 16
+"""Rows of more values than this are searched by their histogram."""
+
+CHUNK = 1 << 18
+"""So many values of short rows are searched at once."""
+
 
 def choices(*names: str) -> dict[str, object]:
     """The ``metadata`` of a field that takes one of these names, as JSON Schema has it."""
     return {"type": "string", "enum": list(names)}
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of finite values, each with a range of its own and a value that is not 0.
+
+    Attributes:
+        values: float32 ``[R, n]``.
+        below: How far each may reach below zero, float64 ``[R]``.
+        above: How far above; the same where ranges are symmetric.
+    """
+
+    values: Float32
+    below: Floats
+    above: Floats
 
 
 @dataclass(frozen=True)
@@ -42,11 +64,15 @@ class Calibrator(ABC):
     * ``range(2**k * x) == 2**k * range(x)`` exactly: everything is computed in units of the histogram's bins.
     """
 
+    needs_histogram: ClassVar[bool] = True
+    """Whether the ranges of the data alone do not suffice."""
+
+    needs_samples: ClassVar[bool] = False
+    """Whether the model has to run on samples again, so that statistics do not suffice."""
+
     def __post_init__(self) -> None:
         for field in fields(self):
-            _check(
-                type(self).__name__.lower(), field.name, getattr(self, field.name), type(field.default), field.metadata
-            )
+            _check(self.name, field.name, getattr(self, field.name), type(field.default), field.metadata)
 
     def __call__(self, stats: TensorStats, dtype: QuantType, *, symmetric: bool, narrow_range: bool = False) -> Range:
         """The range for these statistics.
@@ -67,15 +93,82 @@ class Calibrator(ABC):
         mirrored = symmetric and (dtype.signed or below > 0)
         if mirrored:
             below = above = max(below, above)
+        if self.needs_histogram and not stats.histogram.count:
+            message = f"{self.name} needs a histogram, and only the ranges were calibrated"
+            raise CalibrationError(message, hint="calibrate without --stats range, or use minmax or average")
         found = self.search(stats, dtype, symmetric=mirrored, narrow_range=narrow_range)
         low, high = max(-below, min(found.low, 0.0)), min(above, max(found.high, 0.0))
         if mirrored:
             low, high = -max(-low, high), max(-low, high)
         return Range(low + 0.0, high + 0.0) if low < high else Range(-below + 0.0, above + 0.0)
 
+    def rows(
+        self, values: Float32, dtype: QuantType, *, symmetric: bool, narrow_range: bool = False
+    ) -> tuple[Floats, Floats]:
+        """The ranges of rows from the values themselves, as they are for weights; the same laws, and one zero point.
+
+        On a symmetric unsigned grid all ranges are symmetric as soon as one row has negatives.
+
+        Args:
+            values: Finite values, ``[R, n]``.
+            dtype: The grid that the ranges are for.
+            symmetric: Whether the grid is symmetric about 0.
+            narrow_range: Whether the lowest level of a signed grid is left out.
+
+        Returns:
+            Low and high ends, each ``[R]``.
+
+        Raises:
+            CalibrationError: If a value is NaN or Inf, or no range follows from values alone.
+        """
+        if not np.isfinite(values).all():
+            _require_finite(TensorStats.of(values))
+        below = -values.min(1, initial=0.0).astype(np.float64)
+        above = values.max(1, initial=0.0).astype(np.float64)
+        mirrored = symmetric and (dtype.signed or bool(below.any()))
+        if mirrored:
+            below = above = np.maximum(below, above)
+        low, high = np.zeros_like(below), np.zeros_like(above)
+        filled = np.flatnonzero(below + above)
+        step = max(CHUNK // max(values.shape[1], 1), 1)
+        exact = values.shape[1] <= LONG or not self.needs_histogram
+        search = self.search_rows if exact else self._search_each
+        for some in (filled[i : i + step] for i in range(0, filled.size, step)):
+            one = Rows(np.ascontiguousarray(values[some]), below[some], above[some])
+            low[some], high[some] = search(one, dtype, symmetric=mirrored, narrow_range=narrow_range)
+        low, high = np.clip(low, -below, 0.0), np.clip(high, 0.0, above)
+        if mirrored:
+            high = np.maximum(-low, high)
+            low = -high
+        empty = low >= high
+        return np.where(empty, -below, low) + 0.0, np.where(empty, above, high) + 0.0
+
+    @property
+    def name(self) -> str:
+        """The method's name in a policy, which is that of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
     @abstractmethod
     def search(self, stats: TensorStats, dtype: QuantType, *, symmetric: bool, narrow_range: bool) -> Range:
         """The range before it is fitted into the data and around 0; ``symmetric`` asks for ``low == -high``."""
+
+    def search_rows(
+        self, rows: Rows, dtype: QuantType, *, symmetric: bool, narrow_range: bool
+    ) -> tuple[Floats, Floats]:
+        """The ranges of rows before they are fitted; one after the other, where a method knows no shorter way.
+
+        A row is one sample, so that without a histogram its range is what every method makes of it.
+        """
+        if not self.needs_histogram:
+            return -rows.below, rows.above
+        return self._search_each(rows, dtype, symmetric=symmetric, narrow_range=narrow_range)
+
+    def _search_each(
+        self, rows: Rows, dtype: QuantType, *, symmetric: bool, narrow_range: bool
+    ) -> tuple[Floats, Floats]:
+        stats = (TensorStats.of(row) for row in rows.values)
+        found = [self.search(one, dtype, symmetric=symmetric, narrow_range=narrow_range) for one in stats]
+        return np.array([one.low for one in found]), np.array([one.high for one in found])
 
 
 def _require_finite(stats: TensorStats) -> None:
@@ -85,7 +178,7 @@ def _require_finite(stats: TensorStats) -> None:
         seen = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
         message = f"expected finite values, got {seen}"
         raise CalibrationError(message, hint="the float model makes them on these samples; check their preprocessing")
-    if stats.count == 0:
+    if stats.values == 0:
         message = "no value was seen"
         raise CalibrationError(message, hint="calibrate with samples that reach this tensor")
 

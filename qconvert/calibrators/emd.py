@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qconvert.calibrators.base import Calibrator
+from qconvert.calibrators.base import Calibrator, Floats, Rows
 from qconvert.calibrators.mse import MSE
 from qconvert.histogram import TensorStats
 from qconvert.numerics import QuantType, Range
@@ -39,3 +39,10 @@ class EMD(Calibrator):
         """The least expected magnitude of the error."""
         least = MSE(power=1.0, steps=self.steps)
         return least.search(stats, dtype, symmetric=symmetric, narrow_range=narrow_range)
+
+    def search_rows(
+        self, rows: Rows, dtype: QuantType, *, symmetric: bool, narrow_range: bool
+    ) -> tuple[Floats, Floats]:
+        """The least sum of the magnitudes of the errors."""
+        least = MSE(power=1.0, steps=self.steps)
+        return least.search_rows(rows, dtype, symmetric=symmetric, narrow_range=narrow_range)

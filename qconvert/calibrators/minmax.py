@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from qconvert.calibrators.base import Calibrator
 from qconvert.histogram import TensorStats
@@ -15,6 +16,8 @@ from qconvert.numerics import QuantType, Range
 @dataclass(frozen=True)
 class MinMax(Calibrator):
     """The least and the greatest value."""
+
+    needs_histogram: ClassVar[bool] = False
 
     def search(self, stats: TensorStats, dtype: QuantType, *, symmetric: bool, narrow_range: bool) -> Range:  # noqa: ARG002 - the same for every grid
         """The range of the data."""

@@ -17,6 +17,9 @@ for two-sided data on an asymmetric grid then the high and the low end in turn, 
 steps ten times finer around the best. Of equals the widest wins. An end that clips its extreme by more than the whole
 unclipped error cannot win and is not tried, which leaves few candidates for small data.
 
+Weights are searched by their values: at power 2 for the least squares among all scales (``least_squares``), else with
+the same candidates.
+
 The parameter that matters is ``power``: larger ones clip less.
 """
 
@@ -29,7 +32,7 @@ from functools import partial
 
 import numpy as np
 
-from qconvert.calibrators.base import Calibrator, Floats, extremes, falls, last_argmin
+from qconvert.calibrators.base import Calibrator, Floats, Rows, extremes, falls, last_argmin
 from qconvert.histogram import TensorStats
 from qconvert.numerics import LevelArray, QuantParams, QuantType, Range, params_from_range
 
@@ -72,6 +75,17 @@ class MSE(Calibrator):
         low, high = _search(loss, below, above, steps=self.steps, slack=slack, tied=symmetric)
         unit = stats.histogram.width
         return Range(-low * unit, high * unit)
+
+    def search_rows(
+        self, rows: Rows, dtype: QuantType, *, symmetric: bool, narrow_range: bool
+    ) -> tuple[Floats, Floats]:
+        """The least error of the values themselves."""
+        from qconvert.calibrators import by_rows  # noqa: PLC0415 - loads a compiler, for weights alone
+
+        grid = partial(params_from_range, dtype=dtype, symmetric=symmetric, narrow_range=narrow_range)
+        if self.power == 2:
+            return by_rows.least_squares(rows, grid, symmetric=symmetric)
+        return by_rows.scan(rows, grid, dtype, power=self.power, steps=self.steps, tied=symmetric)
 
 
 def _search(loss: Loss, below: float, above: float, *, steps: int, slack: float, tied: bool) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qconvert.calibrators.base import Calibrator
+from qconvert.calibrators.base import Calibrator, Floats, Rows
 from qconvert.histogram import Counts, TensorStats
 from qconvert.numerics import QuantType, Range
 
@@ -33,7 +33,7 @@ class Percentile(Calibrator):
     def search(self, stats: TensorStats, dtype: QuantType, *, symmetric: bool, narrow_range: bool) -> Range:  # noqa: ARG002 - the same for every grid
         """The two percentiles, or the one of the magnitudes."""
         histogram = stats.histogram
-        share = (100 - self.percentile) / 100 * stats.count
+        share = (100 - self.percentile) / 100 * stats.histogram.count
         if symmetric:
             limit = upper_quantile(histogram.negative + histogram.positive, share) * histogram.width
             return Range(-limit, limit)
@@ -41,6 +41,23 @@ class Percentile(Calibrator):
             -upper_quantile(histogram.negative, share) * histogram.width,
             upper_quantile(histogram.positive, share) * histogram.width,
         )
+
+    def search_rows(
+        self,
+        rows: Rows,
+        dtype: QuantType,  # noqa: ARG002 - the same for every grid
+        *,
+        symmetric: bool,
+        narrow_range: bool,  # noqa: ARG002
+    ) -> tuple[Floats, Floats]:
+        """The least magnitudes that no more than the share of the row's values exceed."""
+        size = rows.values.shape[1]
+        kept = size - 1 - int((100 - self.percentile) / 100 * size)
+        if symmetric:
+            limit = np.partition(np.abs(rows.values), kept, axis=1)[:, kept].astype(np.float64)
+            return -limit, limit
+        low, high = np.partition(-rows.values, kept, axis=1), np.partition(rows.values, kept, axis=1)
+        return -np.maximum(low[:, kept], 0).astype(np.float64), np.maximum(high[:, kept], 0).astype(np.float64)
 
 
 def upper_quantile(counts: Counts, share: float) -> float:

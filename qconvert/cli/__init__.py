@@ -13,7 +13,7 @@ from typing import NamedTuple
 import typer
 
 from qconvert import __version__
-from qconvert.cli import calibrate, demo, doctor, evaluate, inspect, policy, quantize, stats, targets
+from qconvert.cli import calibrate, convert, demo, doctor, evaluate, inspect, policy, quantize, stats, targets
 from qconvert.errors import QConvertError
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -48,6 +48,7 @@ app.command("calibrate")(calibrate.command)
 app.command("stats")(stats.command)
 app.command("quantize")(quantize.command)
 app.command("evaluate")(evaluate.command)
+app.command("convert")(convert.command)
 app.add_typer(policy.app, name="policy")
 app.command("targets")(targets.command)
 app.command("doctor")(doctor.command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,6 +11,27 @@ from qconvert.cli import options as o
 
 Show = Annotated[
     bool, typer.Option("--show", help="Print the statistics ('qconvert stats' shows more).", rich_help_panel=o.OUTPUT)
+]
+
+
+Statistics = Annotated[
+    Literal["exact", "sampled", "range"],
+    typer.Option(
+        "--stats",
+        help="What is counted of each value: exact histograms, sampled ones (every n-th element), or its range alone. "
+        "Extremes are exact in any case.",
+        rich_help_panel=o.CALIBRATION,
+    ),
+]
+
+
+Channels = Annotated[
+    bool,
+    typer.Option(
+        "--channels",
+        help="Keep range, mean and spread of every channel of what Conv, Gemm and MatMul read and make, too.",
+        rich_help_panel=o.CALIBRATION,
+    ),
 ]
 
 
@@ -23,12 +44,16 @@ def command(
     strict: o.Strict = False,
     policy: o.PolicyFile = None,
     exclude: o.Exclude = None,
+    statistics: Statistics = "exact",
+    channels: Channels = False,
+    resume: o.Resume = False,
     output: o.Output = None,
     show: Show = False,
     force: o.Force = False,
     quiet: o.Quiet = False,
     provider: o.Provider = "cpu",
     threads: o.Threads = 0,
+    max_memory: o.MaxMemory = None,
     debug: o.Debug = False,  # noqa: ARG001 - read by main
 ) -> None:
     """Run the float model over samples and write the statistics of its values to MODEL.calib.
@@ -54,6 +79,10 @@ def command(
         seed=seed,
         provider=provider,
         threads=threads,
+        detail=statistics,
+        channels=channels,
+        max_memory=max_memory,
+        resume=resume,
         strict=strict,
         force=force,
         listener=terminal,

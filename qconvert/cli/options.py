@@ -34,7 +34,7 @@ def _presets(incomplete: str) -> Iterator[str]:
 
 
 def _schemes(incomplete: str) -> Iterator[str]:
-    return (name for name in ("per-tensor", "per-channel") if name.startswith(incomplete))
+    return (name for name in ("per-tensor", "per-channel", "per-group") if name.startswith(incomplete))
 
 
 def _providers(incomplete: str) -> Iterator[str]:
@@ -119,9 +119,19 @@ SchemeName = Annotated[
     str | None,
     typer.Option(
         "--scheme",
-        help="Scales of weights: per-tensor or per-channel. Default: per-channel.",
+        help="Scales of weights: per-tensor, per-channel or per-group. Default: per-channel.",
         rich_help_panel=QUANTIZATION,
         autocompletion=_schemes,
+        show_default=False,
+    ),
+]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(
+        "--group-size",
+        min=2,
+        help="Inputs of a channel that share a scale where the scheme is per-group. Default: 32.",
+        rich_help_panel=QUANTIZATION,
         show_default=False,
     ),
 ]
@@ -131,6 +141,16 @@ CalibratorName = Annotated[
         "--calibrator",
         help="How ranges are found: minmax, average, percentile, entropy, mse, octav, aciq, admm or emd; "
         "with parameters: percentile:percentile=99.9.",
+        rich_help_panel=QUANTIZATION,
+        autocompletion=_calibrators,
+        show_default=False,
+    ),
+]
+WeightCalibratorName = Annotated[
+    str | None,
+    typer.Option(
+        "--weight-calibrator",
+        help="How weights' ranges are found, written as for --calibrator. Default: their whole range.",
         rich_help_panel=QUANTIZATION,
         autocompletion=_calibrators,
         show_default=False,
@@ -150,7 +170,7 @@ ActivationsType = Annotated[
     str | None,
     typer.Option(
         "--activations",
-        help="Type of activations: uint8, int8, ... Default: the target's.",
+        help="Type of activations: uint8, int8, uint4, ... Default: the target's.",
         rich_help_panel=QUANTIZATION,
         autocompletion=_weights,
         show_default=False,
@@ -195,6 +215,33 @@ Threads = Annotated[
     int,
     typer.Option("--threads", min=0, help="Samples in flight; 0: one for each CPU.", rich_help_panel=EXECUTION),
 ]
+
+
+def size(text: str) -> int:
+    """Bytes of ``800MB`` or ``2GiB``."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError  # noqa: PLC0415 - --help does without
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise typer.BadParameter(f"expected a size as 800MB or 2GiB, got '{text}'") from None
+
+
+MaxMemory = Annotated[
+    int | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        parser=size,
+        help="Memory the process may take, e.g. 800MB or 2GiB: values are observed in several passes to stay below.",
+        rich_help_panel=EXECUTION,
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on where a run that was stopped had come to.", rich_help_panel=EXECUTION),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=EXECUTION)]
 
 
@@ -203,7 +250,9 @@ def read_policy(
     *,
     target: str | None = None,
     scheme: str | None = None,
+    group_size: int | None = None,
     calibrator: str | None = None,
+    weight_calibrator: str | None = None,
     weights: str | None = None,
     activations: str | None = None,
     exclude: list[str] | None = None,
@@ -215,7 +264,9 @@ def read_policy(
     return policy.override(
         target=target,
         scheme=scheme,
+        group_size=group_size,
         calibrator=calibrator,
+        weight_calibrator=weight_calibrator,
         weights=weights,
         activations=activations,
         exclude=tuple(exclude or ()),

@@ -3,22 +3,108 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from qconvert.cli import options as o
-from qconvert.errors import CalibrationError, DataError
+from qconvert.errors import CalibrationError, DataError, PlanError
 
 if TYPE_CHECKING:
     from qconvert.calibration import Calibration
     from qconvert.cli.terminal import Terminal
+    from qconvert.pipeline import Quantized
+    from qconvert.policy import Policy
+    from qconvert.rewrite.forms import Form
 
 MaybeModel = Annotated[
     Path | None,
     typer.Argument(
         metavar="MODEL",
         help="The float ONNX model. Default: the one that the .calib file here belongs to.",
+        show_default=False,
+    ),
+]
+Ranges = Annotated[
+    Path | None,
+    typer.Option(
+        "--ranges",
+        metavar="FILE",
+        help="Take activations' ranges from another tool's .cache (TensorRT) or .json (onnxruntime); others from the "
+        "calibrator.",
+        rich_help_panel=o.QUANTIZATION,
+        show_default=False,
+    ),
+]
+
+
+FORM = "Form"
+"""The panel of options about the file that is written."""
+
+Mode = Annotated[
+    Literal["static", "dynamic", "weight-only"],
+    typer.Option(
+        "--mode",
+        help="Activations: quantized to calibrated ranges, to their own at run time, or left float.",
+        rich_help_panel=o.QUANTIZATION,
+    ),
+]
+ActivationScheme = Annotated[
+    Literal["per-tensor", "per-token"],
+    typer.Option(
+        "--activation-scheme",
+        help="Scales of dynamic activations: one for each tensor, or for each row of the last axis.",
+        rich_help_panel=o.QUANTIZATION,
+    ),
+]
+Bounded = Annotated[
+    bool,
+    typer.Option(
+        "--bounded",
+        help="Dynamic scales stay within what calibration saw.",
+        rich_help_panel=o.QUANTIZATION,
+    ),
+]
+FormatName = Annotated[
+    Literal["qdq", "qoperator", "integer"],
+    typer.Option(
+        "--format",
+        help="Float operators between Q/DQ pairs; onnxruntime's operators on levels; or no float tensor in between.",
+        rich_help_panel=FORM,
+    ),
+]
+InputTypeName = Annotated[
+    Literal["float32", "uint8", "int8"],
+    typer.Option("--input-type", help="What float inputs become.", rich_help_panel=FORM),
+]
+OutputTypeName = Annotated[
+    Literal["float32", "uint8", "int8", "int32"],
+    typer.Option(
+        "--output-type", help="What float outputs become; int32: the sums of the last operator.", rich_help_panel=FORM
+    ),
+]
+RequantName = Annotated[
+    Literal["single", "double"],
+    typer.Option(
+        "--requant", help="Rounding of the integer format: TFLite's single or gemmlowp's double.", rich_help_panel=FORM
+    ),
+]
+AllowFloat = Annotated[
+    bool,
+    typer.Option(
+        "--allow-float",
+        help="Operators without an integer form stay float in the integer format.",
+        rich_help_panel=FORM,
+    ),
+]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(
+        "--shard-size",
+        metavar="SIZE",
+        parser=o.size,
+        help="Weights of weight-only models in files of at most this size, e.g. 2GB.",
+        rich_help_panel=FORM,
         show_default=False,
     ),
 ]
@@ -35,16 +121,29 @@ def command(
     policy: o.PolicyFile = None,
     target: o.TargetName = None,
     scheme: o.SchemeName = None,
+    group_size: o.GroupSize = None,
     calibrator: o.CalibratorName = None,
+    weight_calibrator: o.WeightCalibratorName = None,
+    ranges: Ranges = None,
+    mode: Mode = "static",
+    activation_scheme: ActivationScheme = "per-tensor",
+    bounded: Bounded = False,
     weights: o.WeightsType = None,
     activations: o.ActivationsType = None,
     exclude: o.Exclude = None,
+    file_format: FormatName = "qdq",
+    input_type: InputTypeName = "float32",
+    output_type: OutputTypeName = "float32",
+    requant: RequantName = "single",
+    allow_float: AllowFloat = False,
+    shard_size: ShardSize = None,
     output: o.Output = None,
     force: o.Force = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
     provider: o.Provider = "cpu",
     threads: o.Threads = 0,
+    max_memory: o.MaxMemory = None,
     debug: o.Debug = False,  # noqa: ARG001 - read by main
 ) -> None:
     """Write the quantized model, proved on real samples, to MODEL.int8.onnx.
@@ -52,51 +151,93 @@ def command(
     Example: qconvert quantize --scheme per-channel
 
     Example: qconvert quantize model.onnx --data images/ --policy policy.yaml -o small.onnx
+
+    Example: qconvert quantize model.onnx --mode weight-only --weights int4 --scheme per-group
     """
     from qconvert import pipeline, report  # noqa: PLC0415 - --help does without
     from qconvert.cli.terminal import Terminal, short  # noqa: PLC0415
     from qconvert.files import check_writable  # noqa: PLC0415
     from qconvert.machine import saturation_warning  # noqa: PLC0415
+    from qconvert.rewrite.forms import Form  # noqa: PLC0415
 
     terminal = Terminal(quiet=quiet)
     wanted = o.read_policy(
         policy,
         target=target,
         scheme=scheme,
+        group_size=group_size,
         calibrator=calibrator,
         weights=weights,
+        weight_calibrator=weight_calibrator,
         activations=activations,
         exclude=exclude,
     )
+    form = Form(file_format, input_type, output_type, requant, allow_float)
+    _check_mode(mode, form=form, activation_scheme=activation_scheme, bounded=bounded, calibration=calibration)
     if data is None and (preprocess is not None or samples is not None or strict):
         raise DataError("--preprocess, --samples and --strict are about samples", hint="give --data, or leave them out")
-    if data is not None:
-        if calibration is not None:
-            raise CalibrationError("--data and --calibration exclude each other", hint="give one of them")
-        if model is None:
-            raise CalibrationError("--data needs MODEL", hint="qconvert quantize MODEL --data SAMPLES")
-        check_writable(output or default_output(model, wanted.target), force=force, keep=model)
-        found = pipeline.calibrate(
+    if data is not None and calibration is not None:
+        raise CalibrationError("--data and --calibration exclude each other", hint="give one of them")
+    if model is None and (data is not None or mode == "weight-only"):
+        option, value = ("--data", " SAMPLES") if data is not None else ("--mode weight-only", "")
+        raise CalibrationError(f"{option} needs MODEL", hint=f"qconvert quantize MODEL {option}{value}")
+    found_here = data is None and calibration is None and mode == "static"
+    if mode == "weight-only" and model is not None:
+        from qconvert.weight_only import quantize_weights  # noqa: PLC0415
+
+        path = output or default_output(model, wanted, mode)
+        result: Quantized = quantize_weights(
             model,
-            data,
+            output=path,
             policy=wanted,
+            data=data,
             preprocess=o.read_preprocess(preprocess),
             limit=samples,
             seed=seed,
             provider=provider,
-            threads=threads,
-            strict=strict,
+            max_memory=max_memory,
+            shard_size=shard_size,
+            force=force,
             listener=terminal,
         )
     else:
-        model, found = _stored(model, calibration, terminal)
-    found_here = data is None and calibration is None
-    path = output or default_output(model, wanted.target)
-    result = pipeline.quantize(
-        model, found, output=path, policy=wanted, provider=provider, force=force, listener=terminal
-    )
+        if shard_size is not None:
+            raise DataError("--shard-size is of --mode weight-only", hint="leave it out")
+        found: Calibration | None
+        if data is not None and model is not None:
+            check_writable(output or default_output(model, wanted, mode), force=force, keep=model)
+            found = pipeline.calibrate(
+                model,
+                data,
+                policy=wanted,
+                preprocess=o.read_preprocess(preprocess),
+                limit=samples,
+                seed=seed,
+                provider=provider,
+                threads=threads,
+                max_memory=max_memory,
+                strict=strict,
+                listener=terminal,
+            )
+        elif mode == "dynamic" and not bounded and model is not None and not (calibration or _beside(model)):
+            found = None
+        else:
+            model, found = _stored(model, calibration, terminal)
+        path = output or default_output(model, wanted, mode)
+        result = pipeline.quantize(
+            model,
+            found,
+            output=path,
+            policy=wanted,
+            ranges=ranges,
+            way=pipeline.Way("dynamic" if mode == "dynamic" else "static", activation_scheme, bounded),
+            form=form,
+            provider=provider,
+            force=force,
+            listener=terminal,
+        )
     report.console.warn_proof(result.proof, terminal.warn)
-    if wanted.target == "ort-cpu" and (saturation := saturation_warning()):
+    if wanted.target == "ort-cpu" and mode != "weight-only" and (saturation := saturation_warning()):
         terminal.warn(saturation)
     if as_json:
         report.json.print_json(report.json.quantized(result))
@@ -106,10 +247,26 @@ def command(
     terminal.done(f"{short(path)}: written; next: qconvert evaluate {pair}--data LABELLED_SAMPLES")
 
 
-def default_output(model: Path, target: str) -> Path:
-    """``MODEL.int8.onnx`` in the current folder; other targets put their name before the ending."""
-    middle = "int8" if target == "ort-cpu" else f"int8.{target}"
-    return Path(f"{model.stem}.{middle}.onnx")
+def _check_mode(mode: str, *, form: Form, activation_scheme: str, bounded: bool, calibration: Path | None) -> None:
+    """Refuses options that a mode has no use for."""
+    from qconvert.rewrite.forms import Form  # noqa: PLC0415 - --help does without
+
+    if mode != "dynamic" and (activation_scheme != "per-tensor" or bounded):
+        raise PlanError("--activation-scheme and --bounded are of --mode dynamic", hint="add it, or leave them out")
+    if mode != "static" and form != Form():
+        raise PlanError(
+            f"--format, --input-type, --output-type, --requant and --allow-float are of --mode static, not {mode}",
+            hint="leave them out",
+        )
+    if mode == "weight-only" and calibration is not None:
+        raise CalibrationError("--mode weight-only needs no statistics", hint="leave --calibration out")
+
+
+def default_output(model: Path, policy: Policy, mode: str = "static") -> Path:
+    """``MODEL.int8.onnx`` in the current folder, by the type of the weights; other targets and modes are named, too."""
+    weights = policy.defaults.weights.dtype or "int8"
+    middle = weights if mode == "static" else f"{weights}.{mode}"
+    return Path(f"{model.stem}.{middle if policy.target == 'ort-cpu' else f'{middle}.{policy.target}'}.onnx")
 
 
 def _stored(model: Path | None, calibrated: Path | None, terminal: Terminal) -> tuple[Path, Calibration]:

@@ -236,16 +236,16 @@ def _detail(wish: _Wish, name: str) -> Detail:
     from qconvert import thresholds  # noqa: PLC0415 - --help does without
     from qconvert.report.stats import Detail  # noqa: PLC0415
 
-    stats = wish.calibrated.stats[name]
+    stats, channels = wish.calibrated.stats[name], wish.calibrated.channels.get(name)
     try:
         methods = thresholds.all_thresholds(stats, wish.grid)
         if wish.calibrator is not None and wish.method not in methods:
             methods[wish.method] = thresholds.threshold(stats, wish.calibrator, wish.grid)
     except CalibrationError as error:
-        return Detail(name, stats, wish.grid, {}, str(error))
+        return Detail(name, stats, wish.grid, {}, str(error), channels)
     if wish.other is not None and name in wish.other:
         methods[wish.other_name] = thresholds.judge(stats, wish.other[name], wish.grid)
-    return Detail(name, stats, wish.grid, methods)
+    return Detail(name, stats, wish.grid, methods, channels=channels)
 
 
 def _export(wish: _Wish, path: Path, *, force: bool, terminal: Terminal) -> None:

@@ -13,7 +13,7 @@ from qconvert.histogram import TensorStats
 from qconvert.plan.activations import ActivationPlanner
 from qconvert.plan.placement import Placement, candidate_values, place
 from qconvert.plan.settings import SettingsTable, settings_table
-from qconvert.plan.types import Absorbed, Entry, FloatOp, Plan, Role, Site
+from qconvert.plan.types import Absorbed, Entry, FloatOp, Given, GivenGrid, Plan, Role, Site
 from qconvert.plan.weights import weight_entries
 from qconvert.policy import Policy
 from qconvert.targets import HEAVY, Target, get_target
@@ -34,34 +34,51 @@ def make_placement(model: ir.Model, policy: Policy) -> tuple[Placement, Settings
     return place(model, table, target), table, target
 
 
-def make_plan(model: ir.Model, policy: Policy, stats: Mapping[str, TensorStats]) -> Plan:
+def make_plan(
+    model: ir.Model,
+    policy: Policy,
+    stats: Mapping[str, TensorStats],
+    *,
+    given: Mapping[str, Given] | None = None,
+    weights: Mapping[str, GivenGrid] | None = None,
+) -> Plan:
     """Decides the grid of every tensor.
 
     Args:
         model: A prepared graph; left as it is.
         policy: The user's intent.
         stats: Statistics by value name.
+        given: Ranges of values that no calibrator shall choose, by value name. Where values share a grid, those count
+            that decide its range; that of a value that an operator only moved there, if none of them is given.
+        weights: Grids of weights that were found elsewhere, by name; those that do not fit the settings do not count.
 
     Raises:
-        CalibrationError: If a value to be quantized has no statistics, or statistics with NaN or Inf.
+        CalibrationError: If a value to be quantized has no range given and no statistics, or some with NaN or Inf.
         PolicyError: If a rule matches nothing.
         TargetError: If the policy asks for what the target does not take.
         PlanError: If nothing is left to quantize.
     """
-    placement, table, target = make_placement(model, policy)
-    if not placement.integer:
-        raise nothing_to_quantize(placement)
-    planner = ActivationPlanner(model, placement, table, target, stats, CALIBRATORS[DEFAULT_CALIBRATOR]())
-    activations = planner.entries()
+    planner = make_planner(model, policy, stats, given=given)
+    activations, placement = planner.entries(), planner.placement
     inputs = {site: entry.params for entry in activations for site in entry.sites}
-    weights = weight_entries(placement, table, target, inputs)
+    constants = weight_entries(placement, planner.settings, planner.target, inputs, given=weights or {})
     return Plan(
-        target.name,
-        (*activations, *planner.constants(), *weights),
+        planner.target.name,
+        (*activations, *planner.constants(), *constants),
         tuple(planner.absorbed(activations)),
         tuple((op.name, op.op_type) for op in placement.integer.values()),
         tuple(placement.floats),
     )
+
+
+def make_planner(
+    model: ir.Model, policy: Policy, stats: Mapping[str, TensorStats], *, given: Mapping[str, Given] | None = None
+) -> ActivationPlanner:
+    """The part of ``make_plan`` that decides the grids of activations; raises what that raises."""
+    placement, table, target = make_placement(model, policy)
+    if not placement.integer:
+        raise nothing_to_quantize(placement)
+    return ActivationPlanner(model, placement, table, target, stats, given or {}, CALIBRATORS[DEFAULT_CALIBRATOR]())
 
 
 def nothing_to_quantize(placement: Placement) -> PlanError:
@@ -78,6 +95,8 @@ __all__ = [
     "Calibrator",
     "Entry",
     "FloatOp",
+    "Given",
+    "GivenGrid",
     "Placement",
     "Plan",
     "Role",
@@ -85,5 +104,6 @@ __all__ = [
     "candidate_values",
     "make_placement",
     "make_plan",
+    "make_planner",
     "nothing_to_quantize",
 ]

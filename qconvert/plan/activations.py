@@ -17,7 +17,7 @@ from qconvert.numerics import QUANT_TYPES, QuantParams, Range, params_from_range
 from qconvert.plan.operands import clamp_bounds
 from qconvert.plan.placement import Placement
 from qconvert.plan.settings import SettingsTable
-from qconvert.plan.types import Absorbed, Entry, Site
+from qconvert.plan.types import Absorbed, Entry, Given, Site
 from qconvert.policy import Scheme, Settings
 from qconvert.rules import OP_RULES
 from qconvert.targets import Target
@@ -32,6 +32,7 @@ class ActivationPlanner:
     settings: SettingsTable
     target: Target
     stats: Mapping[str, TensorStats]
+    given: Mapping[str, Given]
     default: Calibrator
 
     @cached_property
@@ -44,23 +45,41 @@ class ActivationPlanner:
         """Names of the graph's outputs."""
         return frozenset(value.name or "" for value in self.model.graph.outputs)
 
+    def groups(self) -> list[list[str]]:
+        """The values that carry a Q/DQ pair, those that share a grid together."""
+        found: dict[str, list[str]] = {}
+        for name in self.placement.values:
+            found.setdefault(self.placement.root(name), []).append(name)
+        return list(found.values())
+
+    def deciding(self) -> dict[str, Scheme]:
+        """The values whose own range counts for a grid, with their settings, in topological order.
+
+        Those that an operator with a range of its own makes, such as Softmax, are not among them.
+        """
+        found = {
+            name: self._settings(members[0]).activations
+            for members in self.groups()
+            for name in self._sources(members)
+            if self._own_range(name) is None
+        }
+        return {name: found[name] for name in self.placement.values if name in found}
+
     def entries(self) -> list[Entry]:
         """Entries of all values that carry a Q/DQ pair, in topological order."""
-        groups: dict[str, list[str]] = {}
-        for name in self.placement.values:
-            groups.setdefault(self.placement.root(name), []).append(name)
-        found = {entry.tensor: entry for members in groups.values() for entry in self._group(members)}
+        found = {entry.tensor: entry for members in self.groups() for entry in self._group(members)}
         return [found[name] for name in self.placement.values]
 
     def _group(self, members: Sequence[str]) -> list[Entry]:
         """Operators that only move values add nothing to the range of their group."""
-        sources = [name for name in members if not self._is_moved(name)] or members[:1]
+        sources = self._sources(members)
         settings = self._settings(members[0])
         scheme, dtype = settings.activations, QUANT_TYPES[settings.activations.dtype or ""]
         ranges = [self._range(name, scheme) for name in sources]
-        union = ranges[0][0]
-        for other, _ in ranges[1:]:
-            union |= other
+        union = ranges[0].range
+        for other in ranges[1:]:
+            union |= other.range
+        whys = dict.fromkeys(one.reason for one in ranges if one.reason)
         params = params_from_range(
             union.low, union.high, dtype, symmetric=bool(scheme.symmetric), narrow_range=bool(scheme.narrow_range)
         )
@@ -70,11 +89,18 @@ class ActivationPlanner:
                 "activation",
                 params,
                 self.placement.values[name],
-                ranges[0][1] if name == sources[0] else "same scale",
-                f"{self.placement.why[name]}; {settings.reason}",
+                ranges[0].method if name == sources[0] else "same scale",
+                "; ".join((self.placement.why[name], settings.reason, *whys)),
             )
             for name in members
         ]
+
+    def _sources(self, members: Sequence[str]) -> Sequence[str]:
+        """The values of a group that decide its range."""
+        made = [name for name in members if not self._is_moved(name)] or members[:1]
+        if any(name in self.given for name in made):
+            return made
+        return [name for name in members if name in self.given] or made
 
     def _is_moved(self, name: str) -> bool:
         op = self.producers.get(name)
@@ -91,31 +117,24 @@ class ActivationPlanner:
         reader = next(site.operator for site in self.placement.values[name] if site.operator in self.placement.integer)
         return self.settings[self.placement.integer[reader]]
 
-    def _range(self, name: str, scheme: Scheme) -> tuple[Range, str]:
-        op = self.producers.get(name)
-        rule = OP_RULES.get(op.op_type) if op is not None else None
-        if rule is not None and rule.output_range is not None:
-            return rule.output_range, f"range of {rule.op_type}"
-        stats = self._checked_stats(name)
+    def _range(self, name: str, scheme: Scheme) -> Given:
+        if name in self.given:
+            return self.given[name]
+        own = self._own_range(name)
+        if own is not None:
+            return own
+        stats = checked_stats(self.stats, name)
         if name in self.outputs:
-            return Range(min(stats.low, 0.0), max(stats.high, 0.0)), "minmax (model output)"
+            return Given(Range(min(stats.low, 0.0), max(stats.high, 0.0)), "minmax (model output)")
         calibrator = scheme.calibrator or self.default
         dtype = QUANT_TYPES[scheme.dtype or ""]
         found = calibrator(stats, dtype, symmetric=bool(scheme.symmetric), narrow_range=bool(scheme.narrow_range))
-        return found, type(calibrator).__name__.lower()
+        return Given(found, calibrator.name)
 
-    def _checked_stats(self, name: str) -> TensorStats:
-        stats = self.stats.get(name)
-        hint = "calibrate this model again, or leave its operator float with --exclude"
-        if stats is None:
-            raise CalibrationError(f"value '{name}' has no statistics", hint=hint)
-        if stats.count == 0:
-            raise CalibrationError(f"value '{name}' saw no finite data in {stats.samples} samples", hint=hint)
-        if not stats.finite:
-            counts = (("NaN", stats.nan), ("-Inf", stats.negative_inf), ("+Inf", stats.positive_inf))
-            seen = ", ".join(f"{count} {kind}" for kind, count in counts if count)
-            raise CalibrationError(f"value '{name}' held {seen}", hint="leave its operator float with --exclude")
-        return stats
+    def _own_range(self, name: str) -> Given | None:
+        op = self.producers.get(name)
+        rule = OP_RULES.get(op.op_type) if op is not None else None
+        return Given(rule.output_range, f"range of {rule.op_type}") if rule is not None and rule.output_range else None
 
     def absorbed(self, entries: Sequence[Entry]) -> list[Absorbed]:
         """The clamps that change nothing before their output's quantization: saturation does their work."""
@@ -123,9 +142,15 @@ class ActivationPlanner:
         for entry in entries:
             clamp = self.placement.clamps.get(entry.tensor)
             bounds = clamp_bounds(clamp.node) if clamp is not None else None
-            if clamp is not None and bounds is not None and self.target.absorb and _saturates(entry.params, *bounds):
+            if clamp is None or bounds is None or not self.target.absorb:
+                continue
+            if _saturates(self._written(entry.params), *bounds):
                 found.append(Absorbed(clamp.name, clamp.op_type, entry.tensor))
         return found
+
+    def _written(self, params: QuantParams) -> QuantParams:
+        """The grid that the file holds: QuantizeLinear knows no narrow range, only a Clip behind it does."""
+        return params if params.dtype.name in self.target.clipped else replace(params, narrow_range=False)
 
     def constants(self) -> list[Entry]:
         """Entries of the constant operands of light operators."""
@@ -145,13 +170,28 @@ class ActivationPlanner:
         return Entry(name, "constant", params, sites, "minmax", f"constant operand; {settings.reason}")
 
 
-def _saturates(params: QuantParams, low: float, high: float) -> bool:
-    """Whether ``quantize(clip(x)) == quantize(x)`` for every x: both bounds fall on an end of the grid, ties included.
+def checked_stats(stats: Mapping[str, TensorStats], name: str) -> TensorStats:
+    """The statistics of a value that is to be quantized.
 
-    QuantizeLinear knows no narrow range, so the lowest level counts even where the grid leaves it out.
+    Raises:
+        CalibrationError: If there are none, or some with NaN or Inf.
     """
-    whole = replace(params, narrow_range=False)
-    tie = 1e-3 * float(whole.scale)
-    ends = np.array([max(low - tie, float(whole.low)), min(high + tie, float(whole.high))], np.float32)
-    bottom, top = quantize(ends, whole)
-    return bool(bottom == whole.qmin and top == whole.qmax)
+    found = stats.get(name)
+    hint = "calibrate this model again, or leave its operator float with --exclude"
+    if found is None:
+        raise CalibrationError(f"value '{name}' has no statistics", hint=hint)
+    if found.values == 0:
+        raise CalibrationError(f"value '{name}' saw no finite data in {found.samples} samples", hint=hint)
+    if not found.finite:
+        counts = (("NaN", found.nan), ("-Inf", found.negative_inf), ("+Inf", found.positive_inf))
+        seen = ", ".join(f"{count} {kind}" for kind, count in counts if count)
+        raise CalibrationError(f"value '{name}' held {seen}", hint="leave its operator float with --exclude")
+    return found
+
+
+def _saturates(grid: QuantParams, low: float, high: float) -> bool:
+    """Whether ``quantize(clip(x)) == quantize(x)`` for every x: both bounds are at an end of the grid, with ties."""
+    tie = 1e-3 * float(grid.scale)
+    ends = np.array([max(low - tie, float(grid.low)), min(high + tie, float(grid.high))], np.float32)
+    bottom, top = quantize(ends, grid)
+    return bool(bottom == grid.qmin and top == grid.qmax)

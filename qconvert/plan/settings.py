@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from qconvert.errors import TargetError
+from qconvert.errors import PolicyError, TargetError
 from qconvert.graph import Operator
 from qconvert.numerics import QUANT_TYPES
 from qconvert.policy import Policy, Scheme, Settings, resolve, unmatched
 from qconvert.policy.fields import Position
 from qconvert.targets import HEAVY, Target
+
+DEFAULT_GROUP = 32
+"""Values of a group where the policy names no size."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,23 @@ class SettingsTable:
         return self.rows[op.name]
 
 
-def settings_table(policy: Policy, ops: Sequence[Operator], target: Target) -> SettingsTable:
+def settings_table(
+    policy: Policy,
+    ops: Sequence[Operator],
+    target: Target,
+    *,
+    complete: Callable[[Settings, Target], Settings] | None = None,
+) -> SettingsTable:
     """Resolves a policy against a graph.
 
+    Args:
+        policy: The user's intent.
+        ops: The operators of the graph.
+        target: Its defaults fill in what the policy leaves open.
+        complete: Another way to fill that in, and to refuse what cannot be done.
+
     Raises:
-        PolicyError: If a rule matches no operator.
+        PolicyError: If a rule matches no operator, or settings contradict each other.
         TargetError: If the settings of an operator are not what the target takes.
     """
     heavy = [op.name for op in ops if op.op_type in HEAVY and not op.subgraph]
@@ -38,7 +53,7 @@ def settings_table(policy: Policy, ops: Sequence[Operator], target: Target) -> S
         position = frozenset(word for word, name in ends.items() if name == [op.name])
         found = resolve(policy, op_type=op.op_type, names=op.names, subgraph=op.subgraph, position=position)
         matched.update(found.matched)
-        rows[op.name] = _complete(found, target)
+        rows[op.name] = (complete or _complete)(found, target)
     names = {name for op in ops for name in op.names}
     unmatched(policy, matched, names=names, op_types={op.op_type for op in ops}, subgraphs={op.subgraph for op in ops})
     return SettingsTable(rows)
@@ -49,10 +64,12 @@ def _complete(found: Settings, target: Target) -> Settings:
     activations = found.activations.over(
         Scheme(dtype=target.activations[0], symmetric=target.symmetric_activations, scheme="per-tensor")
     )
-    if weights.narrow_range is None:
-        weights = Scheme(narrow_range=weights.symmetric and QUANT_TYPES[weights.dtype or ""].signed).over(weights)
+    if weights.scheme == "per-group":
+        weights = weights.over(Scheme(group_size=DEFAULT_GROUP))
     bias = found.bias or target.bias
     _check(weights, activations, bias, target, found.reason)
+    if weights.narrow_range is None:
+        weights = Scheme(narrow_range=weights.symmetric and QUANT_TYPES[weights.dtype or ""].signed).over(weights)
     return replace(found, weights=weights, activations=activations, bias=bias)
 
 
@@ -71,10 +88,30 @@ def _check(weights: Scheme, activations: Scheme, bias: str, target: Target, reas
             f"{reason}: activations.symmetric: target {target.name} takes symmetric activations only",
             hint="leave 'symmetric' out",
         )
-    if activations.scheme == "per-channel":
+    for what, scheme in (("weights", weights), ("activations", activations)):
+        check_groups(what, scheme, reason)
+    if weights.scheme == "per-group" and not target.per_group:
         raise TargetError(
-            f"{reason}: activations.scheme: no runtime takes per-channel activations",
+            f"{reason}: weights.scheme: target {target.name} takes no per-group weights",
+            hint="use per-channel, or another target ('qconvert targets')",
+        )
+    if activations.scheme in {"per-channel", "per-group"}:
+        raise TargetError(
+            f"{reason}: activations.scheme: no runtime takes {activations.scheme} activations",
             hint="use per-tensor for activations",
         )
     if bias == "int32" and target.bias == "float":
         raise TargetError(f"{reason}: bias: target {target.name} takes float biases only", hint="leave 'bias' out")
+
+
+def check_groups(what: str, scheme: Scheme, reason: str) -> None:
+    """Refuses a size of groups where there are none.
+
+    Raises:
+        PolicyError: If there are none.
+    """
+    if scheme.group_size is not None and scheme.scheme != "per-group":
+        raise PolicyError(
+            f"{reason}: {what}.group_size: scheme {scheme.scheme} has no groups",
+            hint="write 'scheme: per-group' (--scheme per-group), or leave it out",
+        )

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from qconvert.numerics import QuantParams
+from qconvert.numerics import QuantParams, Range
 
 Role = Literal["activation", "constant", "weight", "bias"]
+
+ActivationScheme = Literal["per-tensor", "per-token"]
+"""Which values share a scale where scales are computed at run time: all of them, or those along the last axis."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,34 @@ class Site:
 
     operator: str
     operand: int
+
+
+@dataclass(frozen=True)
+class Given:
+    """The range of an activation that was found elsewhere, in place of a calibrator's.
+
+    Attributes:
+        range: It.
+        method: How it was found, for the entry's ``method``.
+        reason: Appended to the entry's reason, unless empty.
+    """
+
+    range: Range
+    method: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class GivenGrid:
+    """The grid of a weight that was found elsewhere.
+
+    Attributes:
+        params: It.
+        method: How it was found, for the entry's ``method``.
+    """
+
+    params: QuantParams
+    method: str
 
 
 @dataclass(frozen=True)
@@ -42,6 +73,40 @@ class Entry:
     sites: tuple[Site, ...]
     method: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What holds the range of an activation that is taken at run time.
+
+    Attributes:
+        low: The range never reaches below this; at most 0.
+        high: Nor above this; at least 0.
+        least: Nor is it narrower than this.
+    """
+
+    low: float
+    high: float
+    least: float
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """An activation whose grid is computed at run time from its own values.
+
+    Attributes:
+        tensor: Name of the value.
+        scheme: Which of its values share a scale.
+        sites: Where its levels are read.
+        reason: Why it is quantized, and which settings applied.
+        bounds: What holds its range, or None.
+    """
+
+    tensor: str
+    scheme: ActivationScheme
+    sites: tuple[Site, ...]
+    reason: str
+    bounds: Bounds | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +146,7 @@ class Plan:
         integer: Operators between quantized tensors, ``(name, op_type)``.
         floats: Operators that stay float.
         notes: What the user should know, one line each.
+        dynamic: The activations that are quantized at run time.
     """
 
     target: str
@@ -89,6 +155,7 @@ class Plan:
     integer: tuple[tuple[str, str], ...]
     floats: tuple[FloatOp, ...]
     notes: tuple[str, ...] = ()
+    dynamic: tuple[Dynamic, ...] = ()
 
     def of(self, role: Role) -> list[Entry]:
         """The entries of one role."""

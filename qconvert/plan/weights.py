@@ -8,22 +8,44 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from qconvert.calibrators import Calibrator
+from qconvert.calibrators.minmax import MinMax
 from qconvert.errors import PlanError
 from qconvert.graph import Operator, attributes, constant, operand
-from qconvert.histogram import TensorStats
 from qconvert.numerics import INT32, QUANT_TYPES, QuantParams, bias_params, params_from_range
 from qconvert.plan.placement import Placement
 from qconvert.plan.settings import SettingsTable
-from qconvert.plan.types import Entry, Site
+from qconvert.plan.types import Entry, GivenGrid, Site
 from qconvert.policy import Scheme
-from qconvert.rules import OP_RULES, weight_axis
+from qconvert.rules import OP_RULES, reduction_axis, weight_axis
 from qconvert.targets import Target
 
 Float32 = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
 
 _TINY = float(np.finfo(np.float32).tiny)
 """The least scale of a bias: below it, ``s_x * s_w`` is denormal or 0."""
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """Which values of a weight share a scale.
+
+    Attributes:
+        axis: The axis with a scale for each index or, where ``block_size`` is given, each block; None per tensor.
+        block_size: Length of a block.
+        reason: Why it is not what the policy asks for, or "".
+    """
+
+    axis: int | None = None
+    block_size: int | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.axis is None:
+            return "per tensor"
+        if self.block_size is None:
+            return f"per channel of axis {self.axis}"
+        return f"per group of {self.block_size} of axis {self.axis}"
 
 
 @dataclass(frozen=True)
@@ -31,7 +53,7 @@ class _Weight:
     """What decides the grid of a weight; operators that agree in it share one."""
 
     name: str
-    axis: int | None
+    granularity: Granularity
     scheme: Scheme
 
 
@@ -55,7 +77,12 @@ class _Use:
 
 
 def weight_entries(
-    placement: Placement, settings: SettingsTable, target: Target, inputs: Mapping[Site, QuantParams]
+    placement: Placement,
+    settings: SettingsTable,
+    target: Target,
+    inputs: Mapping[Site, QuantParams],
+    *,
+    given: Mapping[str, GivenGrid],
 ) -> list[Entry]:
     """Entries of constant weights, one for all operators that share one, and of int32 biases, one for each operator.
 
@@ -64,6 +91,7 @@ def weight_entries(
         settings: Settings of every operator.
         target: Decides where weights may be per channel.
         inputs: The grids of the activations that the operators read, for the scales of the biases.
+        given: Grids that were found elsewhere, by name; one that does not fit the settings does not count.
 
     Raises:
         PlanError: If a weight holds NaN or Inf.
@@ -81,15 +109,18 @@ def weight_entries(
             raise PlanError(f"weight '{value.name}' holds NaN or Inf", hint=hint)
         own = settings[op]
         arrays[value.name or ""] = array
-        bias = _find_bias(op, placement) if own.bias == "int32" else None
-        axis = _channel_axis(op, array, bias, own.weights, target)
+        bias, reason = _find_bias(op, placement) if own.bias == "int32" else None, own.reason
+        granularity = _granularity(op, array, bias, own.weights, target)
+        if bias is not None and granularity.block_size is not None:
+            bias, reason = None, f"{reason}; the bias stays float: no int32 scale fits all groups of an output"
+        axis = granularity.axis
         if bias is not None and op.op_type == "MatMul" and axis is not None and bias.array.size != array.shape[axis]:
             bias = None
-        weight = _Weight(value.name or "", axis, own.weights)
-        groups.setdefault(weight, []).append(_Use(op, rule.weight, own.reason, bias))
+        weight = _Weight(value.name or "", granularity, own.weights)
+        groups.setdefault(weight, []).append(_Use(op, rule.weight, reason, bias))
     entries: list[Entry] = []
     for weight, uses in groups.items():
-        entries += _group(weight, np.asarray(arrays[weight.name], np.float32), uses, inputs)
+        entries += _group(weight, np.asarray(arrays[weight.name], np.float32), uses, inputs, given.get(weight.name))
     return entries
 
 
@@ -103,6 +134,19 @@ def _find_bias(op: Operator, placement: Placement) -> _Bias | None:
     return _Bias(value.name or "", np.asarray(array, np.float32), Site(owner.name, position))
 
 
+def _granularity(
+    op: Operator, array: npt.NDArray[np.generic], bias: _Bias | None, scheme: Scheme, target: Target
+) -> Granularity:
+    """What the scheme asks for, or per channel or tensor where the target or a shape rules that out."""
+    if scheme.scheme == "per-group" and op.op_type in target.per_group and array.ndim > 1:
+        return Granularity(reduction_axis(op.op_type, array.ndim, attributes(op.node)), scheme.group_size)
+    ruled_out = ""
+    if scheme.scheme == "per-group":
+        takes = f"target {target.name} takes groups in {' and '.join(sorted(target.per_group))} only"
+        ruled_out = takes if op.op_type not in target.per_group else "a vector has no groups"
+    return Granularity(_channel_axis(op, array, bias, scheme, target), reason=ruled_out)
+
+
 def _channel_axis(
     op: Operator, array: npt.NDArray[np.generic], bias: _Bias | None, scheme: Scheme, target: Target
 ) -> int | None:
@@ -110,7 +154,7 @@ def _channel_axis(
 
     A batched MatMul takes one scale, and so does a Gemm whose bias is not one number a column.
     """
-    if scheme.scheme != "per-channel" or op.op_type not in target.per_channel:
+    if scheme.scheme == "per-tensor" or op.op_type not in target.per_channel:
         return None
     if op.op_type == "MatMul" and array.ndim != 2:
         return None
@@ -120,18 +164,24 @@ def _channel_axis(
     return axis
 
 
-def _group(weight: _Weight, array: Float32, uses: Sequence[_Use], inputs: Mapping[Site, QuantParams]) -> list[Entry]:
-    scheme, axis = weight.scheme, weight.axis
-    params = weight_params(array, axis, scheme)
+def _group(
+    weight: _Weight, array: Float32, uses: Sequence[_Use], inputs: Mapping[Site, QuantParams], given: GivenGrid | None
+) -> list[Entry]:
+    scheme, granularity = weight.scheme, weight.granularity
+    method = scheme.calibrator.name if scheme.calibrator else "minmax"
+    asked = granularity.axis, granularity.block_size, scheme.dtype
+    if given is not None and (given.params.axis, given.params.block_size, given.params.dtype.name) == asked:
+        params, method = given.params, given.method
+    else:
+        params = weight_params(array, scheme, axis=granularity.axis, block_size=granularity.block_size)
     for use in uses:
         data = inputs.get(Site(use.op.name, 0))
         if use.bias is not None and data is not None:
             params = _room_for_bias(params, float(data.scale), use.bias.array)
-    method = type(scheme.calibrator).__name__.lower() if scheme.calibrator else "minmax"
-    granularity = "per tensor" if axis is None else f"per channel of axis {axis}"
     readers = ", ".join(use.op.name for use in uses)
     sites = tuple(Site(use.op.name, use.position) for use in uses)
-    reason = f"weight of {readers}, {granularity}; {uses[0].reason}"
+    why = f" ({granularity.reason})" if granularity.reason else ""
+    reason = f"weight of {readers}, {granularity}{why}; {uses[0].reason}"
     entries = [Entry(weight.name, "weight", params, sites, method, reason)]
     for use in uses:
         data = inputs.get(Site(use.op.name, 0))
@@ -140,32 +190,54 @@ def _group(weight: _Weight, array: Float32, uses: Sequence[_Use], inputs: Mappin
     return entries
 
 
-def weight_params(array: Float32, axis: int | None, scheme: Scheme) -> QuantParams:
+def weight_params(
+    array: Float32, scheme: Scheme, *, axis: int | None = None, block_size: int | None = None
+) -> QuantParams:
     """The grid of a weight.
 
     Args:
         array: The weight, any shape.
-        axis: The axis with a scale for each index, or None.
         scheme: Complete settings; without a calibrator the whole range is covered.
+        axis: The axis with a scale for each index, or for each block; None for one scale.
+        block_size: Length of a block.
+
+    Raises:
+        CalibrationError: If the calibrator finds no range from values alone.
     """
-    dtype, calibrator = QUANT_TYPES[scheme.dtype or ""], scheme.calibrator
-    rows = array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
-    symmetric, narrow = bool(scheme.symmetric), bool(scheme.narrow_range)
-    if calibrator is None:
-        low, high = rows.min(1), rows.max(1)
-    else:
-        low, high = _calibrated(rows, calibrator, scheme)
     if axis is None:
+        low, high = _ends(array.reshape(1, -1), scheme)
         low, high = low[0], high[0]
-    return params_from_range(low, high, dtype, symmetric=symmetric, narrow_range=narrow, axis=axis)
+    elif block_size is None:
+        low, high = _ends(np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1), scheme)
+    else:
+        low, high = (
+            np.moveaxis(ends, -1, axis) for ends in _block_ends(np.moveaxis(array, axis, -1), scheme, block_size)
+        )
+    return params_from_range(
+        low,
+        high,
+        QUANT_TYPES[scheme.dtype or ""],
+        symmetric=bool(scheme.symmetric),
+        narrow_range=bool(scheme.narrow_range),
+        axis=axis,
+        block_size=block_size,
+    )
 
 
-def _calibrated(rows: Float32, calibrator: Calibrator, scheme: Scheme) -> tuple[Float32, Float32]:
-    dtype = QUANT_TYPES[scheme.dtype or ""]
-    symmetric, narrow = bool(scheme.symmetric), bool(scheme.narrow_range)
-    ranges = [calibrator(TensorStats.of(row), dtype, symmetric=symmetric, narrow_range=narrow) for row in rows]
-    ends = np.array([(found.low, found.high) for found in ranges], np.float32)
-    return ends[:, 0], ends[:, 1]
+def _block_ends(array: Float32, scheme: Scheme, size: int) -> tuple[Floats, Floats]:
+    """The ranges of the blocks of the last axis, in the shape of the array with their number there."""
+    whole = array.shape[-1] // size * size
+    parts = [part for part in (array[..., :whole].reshape(-1, size), array[..., whole:]) if part.size]
+    found = [_ends(part.reshape(-1, part.shape[-1]), scheme) for part in parts]
+    shape = (*array.shape[:-1], -1)
+    low, high = (np.concatenate([ends.reshape(shape) for ends in side], axis=-1) for side in zip(*found, strict=True))
+    return low, high
+
+
+def _ends(rows: Float32, scheme: Scheme) -> tuple[Floats, Floats]:
+    """The ranges of rows."""
+    dtype, calibrator = QUANT_TYPES[scheme.dtype or ""], scheme.calibrator or MinMax()
+    return calibrator.rows(rows, dtype, symmetric=bool(scheme.symmetric), narrow_range=bool(scheme.narrow_range))
 
 
 def _room_for_bias(params: QuantParams, input_scale: float, bias: Float32) -> QuantParams:

@@ -16,13 +16,14 @@ from pydantic_core import CoreSchema, core_schema
 
 from qconvert.calibrators import CALIBRATORS, Calibrator, make_calibrator
 from qconvert.errors import CalibrationError
+from qconvert.float8 import FLOAT8_TYPES
 from qconvert.numerics import QUANT_TYPES
 from qconvert.policy.messages import Fault, Loc, not_one_of, show, unknown_key
 from qconvert.preprocess import PRESETS, Preprocess
 from qconvert.targets import TARGETS
 
 Schema = dict[str, Any]
-Granularity = Literal["per-tensor", "per-channel"]
+Granularity = Literal["per-tensor", "per-channel", "per-group"]
 Bias = Literal["int32", "float"]
 Position = Literal["first", "last"]
 
@@ -169,7 +170,7 @@ class _PreprocessField:
         )
 
 
-DtypeName = Annotated[str, OneOf(QUANT_TYPES)]
+DtypeName = Annotated[str, OneOf((*QUANT_TYPES, *FLOAT8_TYPES))]
 TargetName = Annotated[str, OneOf(TARGETS)]
 GranularityName = Annotated[Granularity, OneOf(typing.get_args(Granularity))]
 BiasName = Annotated[Bias, OneOf(typing.get_args(Bias))]

@@ -73,7 +73,10 @@ class Scheme(_Block):
         None, description="Whether the range is symmetric about 0, so that the zero point is fixed."
     )
     scheme: GranularityName | None = Field(
-        None, description="One scale for the whole tensor, or one for each output channel."
+        None, description="One scale for the whole tensor, for each output channel, or for each group of its inputs."
+    )
+    group_size: int | None = Field(
+        None, ge=2, description="How many inputs of an output channel share a scale where the scheme is per-group."
     )
     calibrator: CalibratorChoice | None = Field(
         None, description="How the range is chosen: a method's name, or a block of `method` and its keys."
@@ -82,9 +85,19 @@ class Scheme(_Block):
         None, description="Leave out the lowest level of a signed type, so that levels are symmetric about 0."
     )
 
+    @model_validator(mode="after")
+    def _groups_have_a_size(self) -> Scheme:
+        if self.group_size is not None and self.scheme not in {None, "per-group"}:
+            raise Fault(
+                ("group_size",), f"scheme {self.scheme} has no groups", "write 'scheme: per-group', or leave it out"
+            ).error()
+        return self
+
     def over(self, base: Scheme) -> Scheme:
-        """This scheme, with what it leaves open taken from ``base``."""
-        given = {name: value for name, value in self if value is not None}
+        """This scheme, with what it leaves open taken from ``base``; the size of groups only where there are some."""
+        given: dict[str, object] = {name: value for name, value in self if value is not None}
+        if self.scheme not in {None, "per-group"}:
+            given["group_size"] = None
         return base.model_copy(update=given) if given else base
 
 
@@ -187,7 +200,9 @@ class Policy(_Block):
         *,
         target: str | None = None,
         scheme: str | None = None,
+        group_size: int | None = None,
         calibrator: str | None = None,
+        weight_calibrator: str | None = None,
         weights: str | None = None,
         activations: str | None = None,
         exclude: Sequence[str] = (),
@@ -197,7 +212,9 @@ class Policy(_Block):
         Args:
             target: Another target.
             scheme: Granularity of the weights.
+            group_size: Inputs that share a scale where the scheme is per-group.
             calibrator: Method for the activations: ``percentile`` or ``percentile:percentile=99.9``.
+            weight_calibrator: Method for the weights.
             weights: Type of the weights.
             activations: Type of the activations.
             exclude: Patterns of names or operator types to leave float, before all rules.
@@ -205,9 +222,17 @@ class Policy(_Block):
         Raises:
             PolicyError: If an option's value is wrong.
         """
-        over_weights = _option(Scheme, weights=("dtype", weights), scheme=("scheme", scheme))
+        over_weights = _option(
+            Scheme,
+            weights=("dtype", weights),
+            scheme=("scheme", scheme),
+            group_size=("group_size", group_size),
+            weight_calibrator=("calibrator", _calibrator_keys("--weight-calibrator", weight_calibrator)),
+        )
         over_activations = _option(
-            Scheme, activations=("dtype", activations), calibrator=("calibrator", _calibrator_keys(calibrator))
+            Scheme,
+            activations=("dtype", activations),
+            calibrator=("calibrator", _calibrator_keys("--calibrator", calibrator)),
         )
         defaults = {
             "weights": over_weights.over(self.defaults.weights),
@@ -228,19 +253,20 @@ class Policy(_Block):
 
 def _option(block: type[_BlockT], **options: tuple[str, object]) -> _BlockT:
     """The block that command-line options fill in, each given as option=(key, value)."""
-    made = {}
+    made: dict[str, object] = {}
     for option, (key, value) in options.items():
+        made[key] = value
         try:
-            block.model_validate({key: value})
+            block.model_validate(made)
         except ValidationError as error:
             fault = faults(error, block)[0]
             inner = path(tuple(part for part in fault.loc[1:] if isinstance(part, str)))
-            raise PolicyError(f"--{option}: {inner + ': ' if inner else ''}{fault.text}", hint=fault.hint) from None
-        made[key] = value
+            place = f"--{option.replace('_', '-')}: {inner + ': ' if inner else ''}"
+            raise PolicyError(f"{place}{fault.text}", hint=fault.hint) from None
     return block.model_validate(made)
 
 
-def _calibrator_keys(option: str | None) -> str | dict[str, object] | None:
+def _calibrator_keys(name: str, option: str | None) -> str | dict[str, object] | None:
     """What ``name:key=value,key=value`` asks for, as a policy file has it."""
     method, colon, rest = (option or "").partition(":")
     if not colon:
@@ -251,7 +277,7 @@ def _calibrator_keys(option: str | None) -> str | dict[str, object] | None:
         if not equals:
             known = [f.name for f in fields(CALIBRATORS[method])] if method in CALIBRATORS else []
             raise PolicyError(
-                f"--calibrator: expected name:key=value,key=value, got {show(option)}",
+                f"{name}: expected name:key=value,key=value, got {show(option)}",
                 hint=f"write '{method}:{known[0]}={rest}'" if known else "",
             )
         keys[key.strip()] = _number(text.strip())

@@ -22,6 +22,8 @@ def json_schema() -> Schema:
     said = {key: {"additionalProperties": _NULL} for key in ("weights", "activations")}
     blocks["Rule"]["if"] = {"required": ["float"], "properties": {"float": {"const": True}}}
     blocks["Rule"]["then"] = {"properties": {**said, "bias": _NULL}}
+    blocks["Scheme"]["if"] = {"required": ["scheme"], "properties": {"scheme": {"enum": ["per-tensor", "per-channel"]}}}
+    blocks["Scheme"]["then"] = {"properties": {"group_size": _NULL}}
     title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "qconvert policy"}
     return {**title, **{key: value for key, value in _untitled(schema).items() if key not in title}}
 

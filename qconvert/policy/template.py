@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from qconvert.calibrators import CALIBRATORS
+from qconvert.float8 import FLOAT8_TYPES
 from qconvert.numerics import QUANT_TYPES
 from qconvert.policy.model import VERSION
 from qconvert.preprocess import PRESETS
@@ -26,9 +27,12 @@ target: {target}
 ## Settings for everything that no rule below decides.
 ##
 ##   dtype         {dtypes}
-##                 for {target}: activations {activations}; weights {weights}
+##                 activations for {target}: {activations}
+##                 weights for {target}: {weights}
 ##   symmetric     true: the zero point is fixed. false: the range may lie anywhere around 0.
-##   scheme        per-tensor: one scale. per-channel: one for each output channel (weights).
+##   scheme        per-tensor: one scale. per-channel: one for each output channel (weights). per-group: one for each
+##                 group of its inputs (weights of MatMul and Gemm).
+##   group_size    how many inputs share a scale where the scheme is per-group; 32 where it is left out.
 ##   calibrator    how the range is chosen from what the samples show: a name, or a block with the method's keys:
 {calibrators}
 ##   narrow_range  true: leave out the lowest level of a signed dtype (int8: -127 to 127).
@@ -77,7 +81,7 @@ def template(target: str = "ort-cpu") -> str:
         title=kind.title,
         targets=", ".join(TARGETS),
         presets=", ".join(PRESETS),
-        dtypes=", ".join(QUANT_TYPES),
+        dtypes=", ".join((*QUANT_TYPES, *FLOAT8_TYPES)),
         activations=", ".join(kind.activations),
         weights=", ".join(kind.weights),
         weight=kind.weights[0],

@@ -57,7 +57,12 @@ Stage = Callable[[ir.Model], str]
 
 
 def prepare(
-    model: ir.Model, probes: Sequence[Feeds], *, original: Path | None = None, min_opset: int = PER_AXIS_OPSET
+    model: ir.Model,
+    probes: Sequence[Feeds],
+    *,
+    original: Path | None = None,
+    min_opset: int = PER_AXIS_OPSET,
+    fold: bool = True,
 ) -> Prepared:
     """Brings a model into the shape that planning expects; edits ``model``.
 
@@ -66,6 +71,7 @@ def prepare(
         probes: Real inputs to compare outputs on after each stage; none skips the comparison.
         original: The file that the model was loaded from, where it is unchanged: run only if a stage does something.
         min_opset: The opset that the Q/DQ operators need; an opset at least as high is left alone.
+        fold: Whether operators on constants are computed ahead, which may write a weight twice.
 
     Raises:
         ModelError: If a stage changes the outputs, or onnxruntime refuses its result.
@@ -74,7 +80,7 @@ def prepare(
     check = bool(probes) and not any(op.node.op_type in _RANDOM for op in operators(model))
     reference = _outputs(model, probes) if check and original is None else None
     tolerance = HALF_SAME_DB if is_half(model) else SAME_DB
-    for name, stage in _stages(model, min_opset):
+    for name, stage in _stages(model, min_opset, fold=fold):
         note = _run_stage(model, name, stage)
         if not note:
             continue
@@ -87,7 +93,7 @@ def prepare(
     return Prepared(model, tuple(notes))
 
 
-def _stages(model: ir.Model, min_opset: int) -> list[tuple[str, Stage]]:
+def _stages(model: ir.Model, min_opset: int, *, fold: bool) -> list[tuple[str, Stage]]:
     stages: list[tuple[str, Stage]] = [
         ("removing initializers from the inputs", _initializers_from_inputs),
         ("inlining functions", _inline),
@@ -96,7 +102,8 @@ def _stages(model: ir.Model, min_opset: int) -> list[tuple[str, Stage]]:
     ]
     if quantized_pairs(model):
         return [*stages, ("lifting constants", lift_constants)]
-    return [*stages, ("folding constants", fold_constants), ("folding BatchNormalization", fold_batchnorm)]
+    stages.append(("folding constants", fold_constants) if fold else ("lifting constants", lift_constants))
+    return [*stages, ("folding BatchNormalization", fold_batchnorm)]
 
 
 def _run_stage(model: ir.Model, name: str, stage: Stage) -> str:

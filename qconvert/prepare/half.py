@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qconvert.graph import operators
+from qconvert.tensors import array_of
 
 
 def is_half(model: ir.Model) -> bool:
@@ -26,13 +27,13 @@ def widen_half(model: ir.Model) -> str:
     outputs = enumerate(model.graph.outputs)
     half_outputs = [index for index, value in outputs if value.dtype == half and not value.is_graph_input()]
     for op in operators(model):
-        _widen_node(op.node)
+        widen_node(op.node)
     for graph in (model.graph, *model.graph.subgraphs()):
         bodies = () if graph is model.graph else graph.inputs
         for value in [value for value in (*bodies, *graph.initializers.values()) if value.dtype == half]:
             value.type = ir.TensorType(single)
             if value.const_value is not None:
-                value.const_value = ir.Tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+                value.const_value = _widened(value.const_value)
     for value in model.graph.inputs:
         if value.dtype == half:
             cast = ir.node("Cast", [value], {"to": single})
@@ -51,7 +52,19 @@ def widen_half(model: ir.Model) -> str:
     return "float16 computed as float32; inputs and outputs keep float16"
 
 
-def _widen_node(node: ir.Node) -> None:
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """A float16 tensor as float32; one in a file stays there and is read whenever it is needed."""
+
+    def read() -> ir.Tensor:
+        return ir.Tensor(array_of(tensor).astype(np.float32), name=tensor.name)
+
+    if isinstance(tensor, ir.ExternalTensor):
+        return ir.LazyTensor(read, ir.DataType.FLOAT, ir.Shape(tensor.shape), name=tensor.name)
+    return read()
+
+
+def widen_node(node: ir.Node) -> None:
+    """Makes an operator compute in float32 what it computed in float16, where its operands are float32."""
     half, single = ir.DataType.FLOAT16, ir.DataType.FLOAT
     if node.op_type == "Cast" and node.attributes.get_int("to", 0) == half:
         node.attributes["to"] = ir.AttrInt64("to", single)

@@ -17,6 +17,9 @@ _CONVERTER_OPSET = 18
 _LEGACY_RESIZE = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 """Resize-10 and Upsample sample at ``x / scale``; the converters leave the new operator at its half-pixel default."""
 
+_IR_VERSIONS = ((25, 13), (21, 10), (0, 7))
+"""The least version of the file format by opset, where types came with it: 2 bits, 4 bits, everything before."""
+
 
 def raise_opset(model: ir.Model, wanted: int) -> str:
     """Converts to opset ``wanted`` unless the model has it or a later one; says what it did.
@@ -34,7 +37,8 @@ def raise_opset(model: ir.Model, wanted: int) -> str:
         raise _cannot_raise(current, wanted, one_line(error)) from error
     if opset(model) < wanted:
         raise _cannot_raise(current, wanted, "onnx's converter fails")
-    model.ir_version = max(model.ir_version or 0, 10 if wanted >= 21 else 7)
+    least = next(version for first, version in _IR_VERSIONS if wanted >= first)
+    model.ir_version = max(model.ir_version or 0, least)
     _keep_names(before, model)
     return f"opset raised from {current} to {wanted}, which Q/DQ needs"
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qconvert.machine import Machine
     from qconvert.pipeline import Proof, Quantized
     from qconvert.plan import FloatOp, Plan, Role
+    from qconvert.rewrite.interface import PortGrid
     from qconvert.scores import Fidelity
     from qconvert.targets import Target
 
@@ -43,11 +44,12 @@ def quantized(result: Quantized, console: Console) -> None:
     methods = Counter(entry.method for entry in plan.of("activation") if entry.method != "same scale")
     roles: tuple[Role, ...] = ("activation", "weight", "bias")
     before, after, absorbed = result.size_before, result.size_after, tables.many(len(plan.absorbed), "clamp")
+    ranges = [("ranges", ", ".join(f"{name} {count}" for name, count in methods.most_common()))] if methods else []
     facts = tables.facts(
         ("target", plan.target),
         ("operators", f"{len(plan.integer)} on integers, {len(plan.floats)} in float, {absorbed} absorbed"),
         ("tensors", ", ".join(tables.many(len(plan.of(role)), role) for role in roles)),
-        ("ranges", ", ".join(f"{name} {count}" for name, count in methods.most_common())),
+        *ranges,
         ("size", f"{tables.size(before)} -> {tables.size(after)} ({tables.percent(after, before)})"),
         ("heavy kernels", _kernel_line(proof.kernels)),
         *(
@@ -57,6 +59,8 @@ def quantized(result: Quantized, console: Console) -> None:
             )
             for one in proof.fidelity
         ),
+        *(_port_line(port, "input") for port in (result.interface.inputs if result.interface else ())),
+        *(_port_line(port, "output") for port in (result.interface.outputs if result.interface else ())),
     )
     tables.show(facts, *([_float_table(plan.floats)] if plan.floats else []), console=console)
 
@@ -75,6 +79,14 @@ def warn_proof(proof: Proof, warn: Callable[[str], None]) -> None:
                 f"{off.sqnr_db:.1f} dB without ({on.samples} samples): its fused kernels compute something else "
                 "on this machine ('qconvert doctor')"
             )
+
+
+def _port_line(port: PortGrid, side: str) -> tuple[str, str]:
+    """What the numbers of an input or output mean."""
+    if not port.scale:
+        return f"{side} {port.name}", port.dtype
+    scale = f"{port.scale[0]:.6g}" if len(port.scale) == 1 else f"one of {len(port.scale)} for each channel"
+    return f"{side} {port.name}", f"{port.dtype}, scale {scale}, zero point {port.zero_point[0]}"
 
 
 def _kernel_line(kernels: Sequence[Kernel]) -> str:

@@ -52,6 +52,7 @@ def _params(params: QuantParams) -> dict[str, Any]:
     return {
         "dtype": params.dtype.name,
         "axis": params.axis,
+        "block_size": params.block_size,
         "scale": params.scale.astype(float).tolist(),
         "zero_point": params.zero_point.tolist(),
     }
@@ -72,6 +73,7 @@ def quantized(value: Quantized) -> dict[str, Any]:
         "size_before_bytes": value.size_before,
         "size_after_bytes": value.size_after,
         "proof": proof(value.proof),
+        "interface": plain(value.interface),
         "plan": plan(value.plan),
     }
 

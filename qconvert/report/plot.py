@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from qconvert.errors import OutputError
-from qconvert.metrics import EXACT_DB
-from qconvert.report.stats import BINS, Detail, number, percent, total, zeros_percent
+from qconvert.report import tables
+from qconvert.report.stats import BINS, Detail, number, percent, total, zeros
 from qconvert.thresholds import coarse
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ def _styled(methods: Mapping[str, Threshold]) -> Iterator[tuple[str, Threshold, 
 def _section(index: int, view: Detail) -> str:
     stats = view.stats
     facts = f"{total(stats)} values in {stats.samples} samples"
-    if stats.count:
-        facts += f", {number(stats.low)} to {number(stats.high)}, {zeros_percent(stats):.1f} % exact zeros (not drawn)"
+    if stats.values:
+        facts += f", {number(stats.low)} to {number(stats.high)}, {zeros(stats)} (not drawn)"
     if not stats.finite:
         facts += f", {stats.nan} NaN, {stats.negative_inf} -Inf, {stats.positive_inf} +Inf"
-    empty = "" if stats.count > stats.histogram.zeros else " empty"
+    empty = "" if stats.histogram.count > stats.histogram.zeros else " empty"
     return (
         f'<section data-name="{escape(view.name.lower())}"><h2>{escape(view.name)}</h2><p>{escape(facts)}</p>'
         f'<div class="chart{empty}" data-figure="{index}"></div>{_table(view)}</section>'
@@ -121,7 +121,7 @@ def _table(view: Detail) -> str:
             number(one.high),
             percent(one.clipped_low_percent),
             percent(one.clipped_high_percent),
-            "exact" if one.sqnr_db >= EXACT_DB else f"{one.sqnr_db:.2f}",
+            tables.decibels(one.sqnr_db).removesuffix(" dB"),
         )
         mark = ' class="best"' if one.sqnr_db == best else ""
         lines.append(

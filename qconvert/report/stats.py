@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.text import Text
 
+from qconvert.calibrators import CALIBRATORS
 from qconvert.report import tables
 from qconvert.report.json import plain
 from qconvert.thresholds import coarse, rows
 
 if TYPE_CHECKING:
     from qconvert.calibration import Calibration
+    from qconvert.channels import ChannelStats
     from qconvert.histogram import TensorStats
     from qconvert.numerics import Range
     from qconvert.thresholds import Grid, Threshold
@@ -66,6 +69,7 @@ class Detail:
         grid: What the ranges are for.
         methods: The threshold of each method, by name; none where no range follows.
         missing: Why there are none, or "".
+        channels: Statistics of each channel, where they were kept.
     """
 
     name: str
@@ -73,6 +77,7 @@ class Detail:
     grid: Grid
     methods: Mapping[str, Threshold]
     missing: str = ""
+    channels: ChannelStats | None = None
 
 
 # numbers
@@ -80,12 +85,22 @@ class Detail:
 
 def total(stats: TensorStats) -> int:
     """How many values were seen, NaN and Inf too."""
-    return stats.count + stats.nan + stats.negative_inf + stats.positive_inf
+    return stats.values + stats.nan + stats.negative_inf + stats.positive_inf
 
 
 def zeros_percent(stats: TensorStats) -> float:
-    """Percent of the finite values that are exactly 0."""
-    return 100 * stats.histogram.zeros / stats.count if stats.count else 0.0
+    """Percent of the counted values that are exactly 0; NaN where none were counted."""
+    counted = stats.histogram.count
+    return 100 * stats.histogram.zeros / counted if counted else math.nan
+
+
+def zeros(stats: TensorStats) -> str:
+    """``12.3 % exact zeros``, and of how many where not all were counted."""
+    counted = stats.histogram.count
+    if not counted:
+        return "no histogram"
+    of = f" of {_amount(counted)} counted" if counted < stats.values else ""
+    return f"{zeros_percent(stats):.1f} % exact zeros{of}"
 
 
 def number(value: float) -> str:
@@ -95,6 +110,8 @@ def number(value: float) -> str:
 
 def percent(value: float) -> str:
     """A share that tells nothing from next to nothing."""
+    if math.isnan(value):
+        return "-"
     return "0" if value == 0 else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -105,6 +122,10 @@ def _amount(count: int) -> str:
             break
         value /= 1000
     return f"{value:.0f}" if not unit else f"{value:.3g} {unit}"
+
+
+def _share(stats: TensorStats) -> str:
+    return f"{zeros_percent(stats):.1f}" if stats.histogram.count else "-"
 
 
 def _not_finite(stats: TensorStats) -> str:
@@ -138,7 +159,7 @@ def _block(title: str, lines: Sequence[tuple[str, str]], console: Console) -> Te
 def _seen(stats: TensorStats) -> str:
     return (
         f"{stats.samples:>7} {_amount(total(stats)):>7} {number(stats.low):>10} {number(stats.high):>10} "
-        f"{_not_finite(stats):>8} {zeros_percent(stats):>7.1f}"
+        f"{_not_finite(stats):>8} {_share(stats):>7}"
     )
 
 
@@ -218,7 +239,8 @@ def _stats_json(name: str, stats: TensorStats) -> dict[str, Any]:
         "negative_inf": stats.negative_inf,
         "positive_inf": stats.positive_inf,
         "zeros": stats.histogram.zeros,
-        "zeros_percent": zeros_percent(stats),
+        "zeros_percent": plain(zeros_percent(stats)),
+        "counted": stats.histogram.count,
     }
 
 
@@ -233,15 +255,34 @@ def detail(view: Detail, *, log: bool) -> None:
         ("samples", str(stats.samples)),
         ("values", f"{total(stats)}, of them {stats.nan} NaN, {stats.negative_inf} -Inf, {stats.positive_inf} +Inf"),
     ]
-    if stats.count:
+    if stats.values:
         facts += [
-            ("seen", f"{number(stats.low)} to {number(stats.high)}, {zeros_percent(stats):.1f} % exact zeros"),
+            ("seen", f"{number(stats.low)} to {number(stats.high)}, {zeros(stats)}"),
             ("mean of a sample's extremes", f"{number(stats.mean_low)} to {number(stats.mean_high)}"),
         ]
+    if view.channels is not None:
+        facts.append(("channels", _channels(view.channels)))
     parts: list[RenderableType] = [tables.facts(*facts), _methods(view)]
-    if stats.count > stats.histogram.zeros:
+    if stats.histogram.count > stats.histogram.zeros:
         parts.append(_histogram(view, log=log, unicode=console.encoding.startswith("utf")))
     tables.show(*parts, console=console)
+
+
+def _channels(channels: ChannelStats) -> str:
+    """How much the channels differ: one scale for all of them wastes levels on the narrow ones."""
+    reach = np.maximum(np.maximum(-channels.low, channels.high), 0)
+    narrow, middle, wide = np.quantile(reach, [0, 0.5, 1])
+    spread = f"{number(narrow)} to {number(wide)}, median {number(middle)}"
+    return f"{reach.size}, their largest magnitudes {spread}"
+
+
+def _channels_json(channels: ChannelStats) -> dict[str, Any]:
+    return {
+        "low": plain(channels.low.tolist()),
+        "high": plain(channels.high.tolist()),
+        "mean": plain(channels.mean().tolist()),
+        "std": plain(channels.std().tolist()),
+    }
 
 
 def _methods(view: Detail) -> RenderableType:
@@ -260,6 +301,8 @@ def _methods(view: Detail) -> RenderableType:
         )
         style = "bold" if one.sqnr_db == best else None
         table.add_row(escape(name), *cells, tables.decibels(one.sqnr_db), style=style)
+    measured = ", ".join(name for name, kind in CALIBRATORS.items() if kind.needs_samples)
+    table.caption = f"{measured}: need samples, so quantize finds them"
     return table
 
 
@@ -270,7 +313,7 @@ def _histogram(view: Detail, *, log: bool, unicode: bool) -> Text:
     lines = []
     for index, (count, height) in enumerate(zip(counts, heights, strict=True)):
         bar = _bar(height / tallest, unicode=unicode)
-        left = f"{number(edges[index]):>10} {bar:<{BAR}} {percent(100 * count / view.stats.count):>7}"
+        left = f"{number(edges[index]):>10} {bar:<{BAR}} {percent(100 * count / view.stats.histogram.count):>7}"
         last = index == len(counts) - 1
         lines.append(f"{left} {_marks(view, edges[index], math.inf if last else edges[index + 1])}")
     zeros = view.stats.histogram.zeros
@@ -313,5 +356,6 @@ def detail_json(view: Detail) -> dict[str, Any]:
         "symmetric": view.grid.symmetric,
         "methods": plain(view.methods),
         "reason_for_no_range": view.missing or None,
+        "channels": None if view.channels is None else _channels_json(view.channels),
         "histogram": {"edges": edges.tolist(), "counts": counts.astype(int).tolist()},
     }

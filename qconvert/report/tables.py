@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 
@@ -73,7 +74,9 @@ def size(count: int) -> str:
 
 
 def decibels(value: float) -> str:
-    """An SQNR: ``17.9 dB``, or ``exact``."""
+    """An SQNR: ``17.9 dB``, ``exact``, or ``-`` where it is not known."""
+    if math.isnan(value):
+        return "-"
     return "exact" if value >= EXACT_DB else f"{value:.2f} dB"
 
 

@@ -102,6 +102,10 @@ class SampleSet:
         """Whether samples carry labels."""
         return self.source.label is not None
 
+    def number(self, i: int) -> int:
+        """The number of sample ``i`` among all that the reader found, which no choice and no order changes."""
+        return self.batches[i][0]
+
     def load(self, i: int) -> Sample:
         """Reads sample ``i``.
 

@@ -20,10 +20,24 @@ import onnxruntime as ort
 from qconvert import __version__
 from qconvert.cli.demo import sample_models
 from qconvert.machine import examine
+from tests.benchmarks import peers
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[2] / "shared" / "bench"
 REPEATS = 5
+PATIENCE = 30.0
+"""Seconds after which a kind is not measured once more."""
+
+TITLES = {
+    "plain": "plain inference, one sample at a time",
+    "parallel": "plain inference, one sample a thread",
+    "images": "decoding, preprocessing and plain inference, one sample a thread",
+    "exact": "qconvert",
+    "sampled": "qconvert --stats sampled",
+    "range": "qconvert --stats range",
+    "exact_images": "qconvert",
+}
+"""What is said of a kind; the first of a table is what the others are divided by."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +72,72 @@ def measure(kind: str, work: Work, folder: Path) -> dict[str, float]:
 def median(rows: Sequence[Mapping[str, float]], key: str) -> tuple[float, float]:
     """Median and half the distance of the quartiles."""
     values = sorted(row[key] for row in rows)
-    low, _, high = statistics.quantiles(values, n=4)
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (0.0, 0.0, 0.0)
     return statistics.median(values), (high - low) / 2
 
 
 def calibration_table(work: Work, folder: Path) -> list[str]:
-    """Wall time and memory of calibrate next to plain inference."""
-    kinds = ("plain", "calibrate")
+    """Wall time and memory of calibrate next to plain inference and to other tools."""
+    rows = _interleaved(("plain", "parallel", "exact", "sampled", "range"), work, folder)
+    rows.update(_interleaved(tuple(peers.KINDS), work, folder))
+    return _costs(f"{work.name}: calibrate, samples from an array file", rows)
+
+
+def images_table(work: Work, folder: Path) -> list[str]:
+    """The same from the image files: decoding and preprocessing overlap with inference."""
+    return _costs(
+        f"{work.name}: calibrate, samples from image files", _interleaved(("images", "exact_images"), work, folder)
+    )
+
+
+def _interleaved(kinds: Sequence[str], work: Work, folder: Path) -> dict[str, list[dict[str, float]]]:
+    """Each kind in turn, again and again; what takes long only as often as there is patience for."""
     rows: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(REPEATS):
-        for kind in kinds:
-            rows[kind].append(measure(kind, work, folder))
-    base = median(rows["plain"], "seconds")[0]
-    lines = [f"### {work.name}: calibrate, {int(rows['plain'][0]['samples'])} samples", ""]
-    lines += ["| | seconds | ratio | with imports | peak memory |", "| --- | ---: | ---: | ---: | ---: |"]
-    for kind in kinds:
-        seconds, spread = median(rows[kind], "seconds")
-        whole, memory = median(rows[kind], "whole_seconds")[0], median(rows[kind], "peak_mb")[0]
-        ratio = f"{seconds / base:.2f}x"
-        lines.append(f"| {kind} | {seconds:.2f} ± {spread:.2f} | {ratio} | {whole:.2f} s | {memory:.0f} MB |")
+        for kind, found in rows.items():
+            if sum(row["whole_seconds"] for row in found) < PATIENCE:
+                found.append(measure(kind, work, folder))
+    return rows
+
+
+def _costs(title: str, rows: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
+    first = next(iter(rows.values()))
+    base, whole_base = median(first, "seconds")[0], median(first, "whole_seconds")[0]
+    lines = [f"### {title}, {int(first[0]['samples'])} samples", ""]
+    lines += ["| | seconds | ratio | with imports | ratio | peak memory | runs |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for kind, found in rows.items():
+        seconds, spread = median(found, "seconds")
+        whole, memory = median(found, "whole_seconds")[0], median(found, "peak_mb")[0]
+        cells = (
+            f"{seconds:.2f} ± {spread:.2f}",
+            f"{seconds / base:.2f}x",
+            f"{whole:.2f} s",
+            f"{whole / whole_base:.2f}x",
+        )
+        lines.append(f"| {TITLES.get(kind, kind)} | {' | '.join(cells)} | {memory:.0f} MB | {len(found)} |")
+    return [*lines, ""]
+
+
+def search_table(work: Work, folder: Path) -> list[str]:
+    """Time of the threshold search of every method, all values of the model."""
+    rows = [measure("search", work, folder) for _ in range(REPEATS)]
+    names = [key for key in rows[0] if key.endswith("_ms")]
+    values = int(rows[0]["values"])
+    lines = [
+        f"### {work.name}: ranges of {values} values from their statistics",
+        "",
+        "| method | ms |",
+        "| --- | ---: |",
+    ]
+    for name in names:
+        value, spread = median(rows, name)
+        lines.append(f"| {name.removesuffix('_ms')} | {value:.0f} ± {spread:.0f} |")
+    total = sum(median(rows, name)[0] for name in names)
+    lines.append(f"| all | {total:.0f} |")
+    for kind in ("onnxruntime Percentile", "onnxruntime Entropy"):
+        seconds = measure(kind, work, folder)["search_seconds"]
+        lines.append(f"| {kind} (one run) | {1e3 * seconds:.0f} |")
     return [*lines, ""]
 
 
@@ -105,7 +166,7 @@ def main() -> None:
             folder = Path(name) / work.name
             folder.mkdir()
             measure("samples", work, folder)
-            for table in (calibration_table, latency_table):
+            for table in (calibration_table, images_table, search_table, latency_table):
                 found = table(work, folder)
                 sys.stdout.write("\n".join(found) + "\n")
                 lines += found

@@ -6,29 +6,62 @@ import time
 
 _BEGAN = time.perf_counter()
 
-import json  # noqa: E402 - imports are part of what is measured
-import resource  # noqa: E402
+import collections  # noqa: E402 - imports are part of what is measured
+import json  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from concurrent.futures import ThreadPoolExecutor  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
 import onnxruntime as ort  # noqa: E402
 
+from tests.benchmarks import peers  # noqa: E402
+
+if TYPE_CHECKING:
+    from qconvert.histogram import Detail
+    from qconvert.samples import SampleSet
+
 RUNS = 150
 
 
-def prepared(folder: Path) -> Path:
-    """Where the samples lie as the model takes them, so that decoding is not measured."""
-    return folder / "samples.npy"
+@dataclass(frozen=True)
+class Job:
+    """What is measured on.
+
+    Attributes:
+        model: A float model.
+        data: Its samples as they come.
+        preprocess: How they become inputs.
+        folder: For files; ``samples.npy`` holds the samples as the model takes them.
+    """
+
+    model: Path
+    data: Path
+    preprocess: str
+    folder: Path
+
+    @property
+    def prepared(self) -> Path:
+        return self.folder / "samples.npy"
+
+    def rows(self) -> npt.NDArray[Any]:
+        rows: npt.NDArray[Any] = np.load(self.prepared, mmap_mode="r")
+        return rows
 
 
-def plain(model: Path, folder: Path) -> dict[str, float]:
-    """Inference of every sample, nothing else."""
-    samples = np.load(prepared(folder), mmap_mode="r")
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+Measured = dict[str, float]
+
+
+def plain(job: Job) -> Measured:
+    """Inference of every sample, one after another, with as many threads each as onnxruntime likes."""
+    samples = job.rows()
+    session = ort.InferenceSession(job.model, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     ready = time.perf_counter()
     for sample in samples:
@@ -36,19 +69,66 @@ def plain(model: Path, folder: Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - ready, "samples": len(samples)}
 
 
-def calibrate(model: Path, folder: Path) -> dict[str, float]:
+def parallel(job: Job) -> Measured:
+    """Inference of every sample, one sample a thread: the fastest way to run them."""
+    samples = job.rows()
+    session, name = _single(job.model)
+    ready = time.perf_counter()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        collections.deque(pool.map(lambda sample: session.run(None, {name: sample[None]}), samples), maxlen=0)
+    return {"seconds": time.perf_counter() - ready, "samples": len(samples)}
+
+
+def images(job: Job) -> Measured:
+    """Decoding, preprocessing and inference of every sample, one sample a thread."""
+    session, _ = _single(job.model)
+    samples = _open(job)
+    ready = time.perf_counter()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        run = pool.map(lambda index: session.run(None, dict(samples.load(index).feeds)), range(len(samples)))
+        collections.deque(run, maxlen=0)
+    return {"seconds": time.perf_counter() - ready, "samples": len(samples)}
+
+
+def _single(model: Path) -> tuple[ort.InferenceSession, str]:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return session, session.get_inputs()[0].name
+
+
+def calibrate(job: Job, detail: Detail = "exact", *, decoded: bool = True) -> Measured:
     """The whole of ``qconvert calibrate`` but its imports."""
     from qconvert import pipeline
+    from qconvert.preprocess import preset
 
+    data, preprocess = (job.prepared, None) if decoded else (job.data, preset(job.preprocess))
+    output = job.folder / f"{detail}.calib"
     ready = time.perf_counter()
-    found = pipeline.calibrate(model, prepared(folder), output=folder / "model.calib", force=True)
+    found = pipeline.calibrate(job.model, data, preprocess=preprocess, output=output, detail=detail, force=True)
     return {"seconds": time.perf_counter() - ready, "samples": found.samples}
 
 
-def latency(model: Path, folder: Path) -> dict[str, float]:
+def search(job: Job) -> Measured:
+    """Every method's ranges of all values, from statistics that are there; in milliseconds a method."""
+    from qconvert import calibration, thresholds
+    from qconvert.calibrators import FROM_STATISTICS, make_calibrator
+    from qconvert.numerics import UINT8
+
+    stats = calibration.load(job.folder / "exact.calib").stats
+    grid, found = thresholds.Grid(UINT8, symmetric=False), {}
+    for name in FROM_STATISTICS:
+        calibrator, ready = make_calibrator(name), time.perf_counter()
+        for one in stats.values():
+            calibrator(one, grid.dtype, symmetric=grid.symmetric)
+        found[f"{name}_ms"] = 1e3 * (time.perf_counter() - ready)
+    return {**found, "values": len(stats)}
+
+
+def latency(job: Job) -> Measured:
     """Float, ours and onnxruntime.quantization's, in turn, one thread."""
-    samples = np.load(prepared(folder), mmap_mode="r")
-    paths = {"float": model, "qconvert": _ours(model, folder), "peer": _peer(model, folder, samples)}
+    samples = job.rows()
+    paths = {"float": job.model, "qconvert": _ours(job), "peer": peers.quantized(job)}
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     cpu = ["CPUExecutionProvider"]
@@ -68,67 +148,60 @@ def latency(model: Path, folder: Path) -> dict[str, float]:
     return {f"{name}_ms": float(np.median(row)) for name, row in times.items()}
 
 
-def _ours(model: Path, folder: Path) -> Path:
+def _ours(job: Job) -> Path:
     from qconvert import calibration, pipeline
 
-    output = folder / "ours.onnx"
+    output = job.folder / "ours.onnx"
     if not output.exists():
-        pipeline.quantize(model, calibration.load(folder / "model.calib"), output=output)
+        pipeline.quantize(job.model, calibration.load(job.folder / "exact.calib"), output=output)
     return output
 
 
-def _peer(model: Path, folder: Path, samples: npt.NDArray[Any]) -> Path:
-    from onnxruntime import quantization as peer
-
-    output = folder / "peer.onnx"
-    if output.exists():
-        return output
-    name = ort.InferenceSession(model).get_inputs()[0].name
-
-    class Reader(peer.CalibrationDataReader):  # type: ignore[misc] # the peer has no types
-        def __init__(self) -> None:
-            self.rows: Iterator[npt.NDArray[Any]] = iter(samples)
-
-        def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
-            row = next(self.rows, None)
-            return None if row is None else {name: row[None]}
-
-    simplified = folder / "peer.pre.onnx"
-    peer.quant_pre_process(model, simplified)
-    types = {"activation_type": peer.QuantType.QUInt8, "weight_type": peer.QuantType.QInt8}  # what it recommends on x86
-    peer.quantize_static(simplified, output, Reader(), per_channel=True, **types)
-    return output
-
-
-def save_samples(model: Path, data: Path, preprocess: str, folder: Path) -> None:
-    """Decodes the images once."""
+def _open(job: Job) -> SampleSet:
     from qconvert.graph import load_model, ports
     from qconvert.preprocess import preset
     from qconvert.samples import InputSpec, open_samples
 
-    inputs, _ = ports(load_model(model))
+    inputs, _ = ports(load_model(job.model))
     specs = [InputSpec(port.name, port.dtype, port.shape) for port in inputs if port.dtype is not None]
-    samples = open_samples(data, specs, preprocess=preset(preprocess))
+    return open_samples(job.data, specs, preprocess=preset(job.preprocess))
+
+
+def save_samples(job: Job) -> Measured:
+    """Decodes the images once."""
+    samples = _open(job)
     rows = [next(iter(samples.load(index).feeds.values()))[0] for index in range(len(samples))]
-    np.save(prepared(folder), np.stack(rows))
+    np.save(job.prepared, np.stack(rows))
+    return {}
 
 
-KINDS: dict[str, Callable[[Path, Path], dict[str, float]]] = {
+KINDS: dict[str, Callable[[Job], Measured]] = {
+    "samples": save_samples,
     "plain": plain,
-    "calibrate": calibrate,
+    "parallel": parallel,
+    "exact": calibrate,
+    "sampled": partial(calibrate, detail="sampled"),
+    "range": partial(calibrate, detail="range"),
+    "images": images,
+    "exact_images": partial(calibrate, decoded=False),
+    "search": search,
     "latency": latency,
+    **peers.KINDS,
 }
 
 
 def main(kind: str, model: str, data: str, preprocess: str, folder: str) -> None:
     """Measures one thing."""
-    if kind == "samples":
-        save_samples(Path(model), Path(data), preprocess, Path(folder))
-        return
-    found = KINDS[kind](Path(model), Path(folder))
+    found = KINDS[kind](Job(Path(model), Path(data), preprocess, Path(folder)))
     found["whole_seconds"] = time.perf_counter() - _BEGAN
-    found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    found["peak_mb"] = _peak() / 1e6
     sys.stdout.write(json.dumps(found) + "\n")
+
+
+def _peak() -> int:
+    """Bytes this process held at most; ``getrusage`` would count the process that it was started from."""
+    words = Path("/proc/self/status").read_text(encoding="utf-8").split()
+    return 1024 * int(words[words.index("VmHWM:") + 1])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,236 @@
+"""The search of calibrator ``auto``: whole methods first, then one tensor at a time, judged by the model's outputs.
+
+Plain local error does not order the methods as their output errors do, so the quantized model is run for each
+comparison. Of what was measured to overfit few samples, this guards against it: probes are spread over the data, a
+change has to lower the error of both halves of the samples, and by more than ``GAIN_DB``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from qconvert.calibrators import Calibrator, make_calibrator
+from qconvert.calibrators.auto import Auto
+from qconvert.calibrators.easyquant import EasyQuant
+from qconvert.choose import easyquant
+from qconvert.choose.simulation import Floats, Simulation
+from qconvert.choose.task import Task, range_of, spread
+from qconvert.errors import CalibrationError
+from qconvert.numerics import QuantParams
+from qconvert.plan import Given, GivenGrid
+
+METHODS: Mapping[str, Calibrator] = {
+    "minmax": make_calibrator("minmax"),
+    "percentile": make_calibrator("percentile"),
+    "mse": make_calibrator("mse"),
+    "octav": make_calibrator("octav"),
+    "admm": make_calibrator("admm"),
+    "entropy": make_calibrator("entropy"),
+    "aciq:distribution=laplace": make_calibrator("aciq", distribution="laplace"),
+    "average": make_calibrator("average"),
+    "aciq": make_calibrator("aciq"),
+    "percentile:percentile=99.9": make_calibrator("percentile", percentile=99.9),
+    "emd": make_calibrator("emd"),
+}
+"""The candidates, from the widest range to the narrowest as a rule: the first of equals is taken."""
+
+LAYERWISE = "easyquant"
+"""The candidate that brings scales of weights with it; its ranges alone are one for each tensor too."""
+
+GAIN_DB = 0.02
+"""What a change of one tensor must gain in each half."""
+
+SCREEN = 8
+"""Samples on which the candidates of a tensor are compared before the best are run on all."""
+
+FINALISTS = 2
+"""How many candidates of a tensor are run on all samples."""
+
+SAME = 0.03
+"""Ranges whose ends differ by less than this share of their width are one candidate."""
+
+Ranges = dict[str, Given]
+
+
+@dataclass(frozen=True)
+class _State:
+    """A choice of grids and what it does."""
+
+    grids: Mapping[str, QuantParams]
+    noise: Floats
+
+
+def find(task: Task, wanted: Mapping[str, Auto]) -> Task:
+    """The task with the ranges of the values that ask for ``auto``.
+
+    Raises:
+        CalibrationError: If no method gives these values a range.
+        ModelError: If onnxruntime refuses the quantized model.
+    """
+    layerwise = _layerwise(task, wanted)
+    search = _Search(task, wanted, layerwise)
+    listener = task.listener
+    listener.start("choosing ranges", len(search.ranges) + len(search.groups))
+    try:
+        ranges = search.run()
+        return task.found(ranges, search.weights)
+    finally:
+        listener.finish()
+
+
+class _Search:
+    """The state of one search.
+
+    Attributes:
+        weights: Grids of weights that belong to the choice.
+    """
+
+    def __init__(self, task: Task, wanted: Mapping[str, Auto], layerwise: Task | None) -> None:
+        self.task, self.wanted, self.layerwise = task, wanted, layerwise
+        self.weights: Mapping[str, GivenGrid] = {}
+        self.ranges = _ranges(task, wanted)
+        self.grids = {method: task.grids(found) for method, found in self.ranges.items()}
+        members = task.planner.groups()
+        self.groups = [group for group in members if any(name in wanted for name in group)]
+        probes = spread(task.probes, max(one.samples for one in wanted.values()))
+        first = next(iter(self.ranges.values()))
+        self.simulation = Simulation(task.model, task.plan(first), probes)
+        if layerwise is not None:
+            self.ranges[LAYERWISE] = {name: layerwise.given[name] for name in wanted}
+            self.grids[LAYERWISE] = layerwise.grids({})
+        self.halves = [range(start, len(probes), 2) for start in range(min(2, len(probes)))]
+        self.screen = range(0, len(probes), -(-len(probes) // SCREEN))
+
+    def run(self) -> Ranges:
+        progress = self._progress()
+        states = self._whole(progress)
+        scores = {method: self._total(state) for method, state in states.items()}
+        best = max(scores, key=lambda method: scores[method])
+        state = states[best]
+        whole = f"auto: {best}, output SQNR {scores[best]:.1f} dB on {self._samples} ({_others(scores, best)})"
+        found = {name: Given(self.ranges[best][name].range, f"auto: {best}", whole) for name in self.wanted}
+        changed = 0
+        for group in self.groups:
+            before = self._total(state)
+            method, state = self._refine(group, state)
+            if method:
+                rise = f"from {before:.2f} to {self._total(state):.2f} dB on {self._samples}"
+                why = f"auto: {method} here raises output SQNR {rise}"
+                names = [name for name in group if name in self.wanted]
+                found.update({name: Given(self.ranges[method][name].range, f"auto: {method}", why) for name in names})
+                changed += 1
+            next(progress)
+        end = f"; other methods at {changed} of {len(self.groups)} tensors: {self._total(state):.1f} dB"
+        self.task.listener.note(whole + (end if changed else ""))
+        return found
+
+    @property
+    def _samples(self) -> str:
+        count = len(self.simulation.probes)
+        return f"{count} samples" if count > 1 else "1 sample"
+
+    def _progress(self) -> Iterator[None]:
+        for done in range(1, len(self.ranges) + len(self.groups) + 1):
+            self.task.listener.advance(done)
+            yield
+
+    def _whole(self, progress: Iterator[None]) -> dict[str, _State]:
+        """Each method everywhere."""
+        found = {}
+        for method, grids in self.grids.items():
+            if method == LAYERWISE:
+                continue
+            found[method] = _State(grids, self.simulation.noise(grids))
+            next(progress)
+        if self.layerwise is not None:
+            best = max(map(self._total, found.values()))
+            simulation = Simulation(self.task.model, self.layerwise.plan({}), self.simulation.probes)
+            grids = self.grids[LAYERWISE]
+            found[LAYERWISE] = _State(grids, simulation.noise(grids))
+            if self._total(found[LAYERWISE]) > best:
+                self.simulation, self.weights = simulation, self.layerwise.weights
+            next(progress)
+        return found
+
+    def _refine(self, group: Sequence[str], state: _State) -> tuple[str, _State]:
+        """The method whose range for one group beats the present one, or ""."""
+        found, best = "", state
+        for method in self._finalists(group, state):
+            grids = self._with(group, method, state)
+            trial = _State(grids, self.simulation.noise(grids))
+            if self._is_better(trial.noise, state.noise) and self._total(trial) > self._total(best):
+                found, best = method, trial
+        return found, best
+
+    def _finalists(self, group: Sequence[str], state: _State) -> list[str]:
+        """The methods that do best on few samples, and better than the present one."""
+        methods = self._distinct(group, state.grids)
+        if len(self.simulation.probes) <= 2 * SCREEN:
+            return methods
+        present = self.simulation.sqnr_db(state.noise[list(self.screen)], self.screen)
+        scores = {}
+        for method in methods:
+            noise = self.simulation.noise(self._with(group, method, state), self.screen)
+            scores[method] = self.simulation.sqnr_db(noise, self.screen)
+        better = [method for method in methods if scores[method] > present]
+        return sorted(better, key=lambda method: -scores[method])[:FINALISTS]
+
+    def _distinct(self, group: Sequence[str], grids: Mapping[str, QuantParams]) -> list[str]:
+        """One method for each range of the group that is not the present one, the widest first."""
+        have = [grids[group[0]]]
+        found = []
+        for method in sorted(self.grids, key=lambda method: -_width(self.grids[method][group[0]])):
+            params = self.grids[method][group[0]]
+            if not any(_same(params, other) for other in have):
+                have.append(params)
+                found.append(method)
+        return found
+
+    def _with(self, group: Sequence[str], method: str, state: _State) -> dict[str, QuantParams]:
+        return {**state.grids, **{name: self.grids[method][name] for name in group}}
+
+    def _is_better(self, new: Floats, old: Floats) -> bool:
+        score = self.simulation.sqnr_db
+        return all(score(new[list(half)], half) > score(old[list(half)], half) + GAIN_DB for half in self.halves)
+
+    def _total(self, state: _State) -> float:
+        return self.simulation.sqnr_db(state.noise)
+
+
+def _layerwise(task: Task, wanted: Mapping[str, Auto]) -> Task | None:
+    """What ``easyquant`` finds, scales of weights included; None where statistics do not suffice for it."""
+    try:
+        return easyquant.find(task, dict.fromkeys(wanted, EasyQuant()))
+    except CalibrationError:  # it starts from histograms
+        return None
+
+
+def _ranges(task: Task, wanted: Mapping[str, Auto]) -> dict[str, Ranges]:
+    """By method, the ranges of all values; a method that has none for some value is left out."""
+    schemes, found, problem = task.planner.deciding(), {}, None
+    for method, calibrator in METHODS.items():
+        try:
+            found[method] = {
+                name: Given(range_of(calibrator, task.stats[name], schemes[name]), method) for name in wanted
+            }
+        except CalibrationError as error:  # noqa: PERF203 - statistics without histograms do for some
+            problem = error
+    if problem is not None and not found:
+        raise problem
+    return found
+
+
+def _width(params: QuantParams) -> float:
+    return float(params.high) - float(params.low)
+
+
+def _same(one: QuantParams, other: QuantParams) -> bool:
+    wide = max(_width(one), _width(other))
+    return max(abs(float(one.low - other.low)), abs(float(one.high - other.high))) <= SAME * wide
+
+
+def _others(scores: Mapping[str, float], best: str) -> str:
+    """The other methods' SQNRs, the best first."""
+    rest = sorted((method for method in scores if method != best), key=lambda method: -scores[method])
+    return ", ".join(f"{method} {scores[method]:.1f}" for method in rest)

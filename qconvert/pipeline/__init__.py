@@ -1,0 +1,13 @@
+"""The public functions, one for each command: the only room that knows the order of the stages.
+
+They take paths and values, return values, raise ``QConvertError`` and print nothing; a ``Listener`` hears notes and
+progress.
+"""
+
+from __future__ import annotations
+
+from qconvert.pipeline.calibrating import calibrate
+from qconvert.pipeline.evaluating import evaluate
+from qconvert.pipeline.quantizing import Proof, Quantized, Way, quantize
+
+__all__ = ["Proof", "Quantized", "Way", "calibrate", "evaluate", "quantize"]

@@ -1,0 +1,197 @@
+"""The stages of ``calibrate``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qconvert import calibration
+from qconvert.calibration import Calibration
+from qconvert.capture import Way, capture
+from qconvert.errors import CorruptSampleError
+from qconvert.files import check_writable
+from qconvert.graph import file_hash, load_model, operators, weight_bytes
+from qconvert.histogram import Detail
+from qconvert.listener import SILENT, Listener
+from qconvert.memory import plan_passes, resident, value_bytes
+from qconvert.pipeline.data import PROOF, are_images, open_data, say_skipped
+from qconvert.plan import candidate_values, make_placement, nothing_to_quantize
+from qconvert.plan.channels import channel_axes
+from qconvert.policy import Policy
+from qconvert.prepare import prepare, quantized_pairs
+from qconvert.preprocess import Preprocess
+from qconvert.resume import Journal
+from qconvert.samples import Sample, SampleSet
+from qconvert.session import Feeds, check_provider
+from qconvert.visit import State, readable
+from qconvert.workers import default_workers
+
+PROBES = 128
+PROBE_BYTES = 32 << 20
+"""How many samples a ``.calib`` file keeps for choosing ranges (a power of two), how large they may be together."""
+
+
+def calibrate(
+    model: Path,
+    data: Path,
+    *,
+    output: Path | None = None,
+    policy: Policy | None = None,
+    preprocess: Preprocess | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    provider: str = "cpu",
+    threads: int = 0,
+    detail: Detail = "exact",
+    channels: bool = False,
+    max_memory: int | None = None,
+    resume: bool = False,
+    strict: bool = False,
+    force: bool = False,
+    listener: Listener = SILENT,
+) -> Calibration:
+    """Runs the float model over samples and keeps the statistics of every value that could be quantized.
+
+    Args:
+        model: The float model.
+        data: Samples: a folder of images, ``.npy``/``.npz`` files or ONNX test data; or one file.
+        output: Where to write the ``.calib`` file; None writes none.
+        policy: Its ``preprocess`` is used, and operators that it leaves float are not observed.
+        preprocess: How images become inputs; wins over the policy's; None infers it.
+        limit: How many samples to choose; None takes all.
+        seed: Which ones.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        threads: Samples in flight; 0 means one for each CPU.
+        detail: Which values are counted: all (``exact``), ``sampled`` ones or none (``range``); extremes are exact.
+        channels: Whether every channel of what Conv, Gemm and MatMul read and make has statistics of its own.
+        max_memory: Bytes that the process may take; values are split into several passes to stay below.
+        resume: Whether to go on with what an unfinished run to the same output has kept.
+        strict: Whether a sample that cannot be read is an error.
+        force: Whether an existing output may be overwritten.
+        listener: Hears notes and progress.
+
+    Raises:
+        QConvertError: If anything the user can mend stops the work; nothing is written then.
+    """
+    policy = policy or Policy()
+    check_provider(provider)
+    if output is not None:
+        check_writable(output, force=force, keep=model)
+    graph = load_model(model)
+    if preprocess is None and are_images(data):
+        preprocess = policy.preprocess
+    samples = open_data(model, graph, data, preprocess, limit=limit, seed=seed, listener=listener)
+    digest = file_hash(model, graph)
+    order = spread(len(samples))
+    first = _first(samples, order)
+    probes = tuple(sample.feeds for sample in first.values())
+    for note in prepare(graph, probes, original=model).notes:
+        listener.note(note)
+    names = _observable(graph, policy, listener)
+    axes = {name: axis for name, axis in channel_axes(graph).items() if name in names} if channels else {}
+    kept = _kept(order, first)
+    passes = plan_passes(
+        value_bytes(graph, names, probes[0]),
+        weights=weight_bytes(graph),
+        base=resident() + len(kept) * _size(first),
+        workers=min(threads or default_workers(), len(samples)),
+        limit=max_memory,
+    )
+    listener.note(str(passes))
+    folder = output.parent if output is not None else Path()
+    where = Path(os.path.relpath(model, folder)).as_posix()
+    about = {**samples.description, "provider": provider, "statistics": detail, "channels": channels}
+    result = Calibration(where, digest, about, 0, (), {}, probes)
+    state, journal = State(passes.groups), None
+    if output is not None:
+        journal = Journal.beside(output, result)
+        state = journal.begin(state, resume=resume, note=listener.note)
+    way = Way(
+        detail=detail,
+        channels=axes,
+        provider=provider,
+        threads=passes.workers,
+        strict=strict,
+        progress=listener.advance,
+        keep=journal.keep if journal is not None else None,
+        ready=first,
+        gather=frozenset(kept),
+    )
+    listener.start("calibrating", len(samples) * len(state.groups))
+    try:
+        found = capture(graph, state, samples, way)
+    finally:
+        listener.finish()
+    say_skipped(found.skipped, listener)
+    result = replace(
+        result,
+        samples=found.samples,
+        skipped=found.skipped,
+        stats={name: found.stats[name] for name in names},
+        channels=found.channels,
+        probes=_probes(samples, kept, found.gathered),
+    )
+    if output is not None and journal is not None:
+        calibration.save(result, output, force=force)
+        journal.drop()
+    return result
+
+
+def _first(samples: SampleSet, order: Sequence[int]) -> dict[int, Sample]:
+    """The first readable samples by number."""
+    return dict(islice(readable(samples, order), PROOF))
+
+
+def _kept(order: Sequence[int], first: Mapping[int, Sample]) -> list[int]:
+    """The numbers of the samples that the file keeps: the first ones, and more as far as they are small enough."""
+    room = min(PROBES, max(PROBE_BYTES // max(_size(first), 1), len(first)))
+    return list(dict.fromkeys([*first, *order]))[:room]
+
+
+def _size(samples: Mapping[int, Sample]) -> int:
+    """Bytes of the largest."""
+    return max(sum(array.nbytes for array in sample.feeds.values()) for sample in samples.values())
+
+
+def _probes(samples: SampleSet, kept: Sequence[int], gathered: Mapping[int, Sample]) -> tuple[Feeds, ...]:
+    """The samples to keep; those that the run did not pass, because an earlier one did, are read again."""
+    found = dict(gathered)
+    for index in kept:
+        if index not in found:
+            with suppress(CorruptSampleError):
+                found[index] = samples.load(index)
+    return tuple(found[index].feeds for index in kept if index in found)
+
+
+def spread(count: int) -> list[int]:
+    """Numbers of ``PROBES`` samples, any first few evenly spread (0, 1/2, 1/4, 3/4, ... of all); then the others."""
+    bits = PROBES.bit_length() - 1
+    order = [int(f"{place:0{bits}b}"[::-1], 2) * count // PROBES for place in range(PROBES)]
+    return list(dict.fromkeys([*order, *range(count)])) if count else []
+
+
+def _observable(graph: ir.Model, policy: Policy, listener: Listener) -> tuple[str, ...]:
+    """The values to observe; says what cannot be."""
+    placement, table, _ = make_placement(graph, policy)
+    if not placement.integer:
+        raise nothing_to_quantize(placement)
+    _say_left_float(graph, listener)
+    return candidate_values(graph, table)
+
+
+def _say_left_float(graph: ir.Model, listener: Listener) -> None:
+    pairs = quantized_pairs(graph)
+    if pairs:
+        listener.note(f"the model has {pairs} Q/DQ operators already: they stay, and nothing is quantized twice")
+    inside = [op.subgraph for op in operators(graph) if op.subgraph]
+    if inside:
+        listener.note(
+            f"{len(inside)} operators in {len(set(inside))} bodies of If, Loop or Scan stay float: "
+            "values in a subgraph cannot be observed from outside ('qconvert inspect' lists them)"
+        )

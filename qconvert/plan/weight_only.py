@@ -1,0 +1,345 @@
+"""``make_weight_plan(model, policy) -> Plan``: grids of weights alone; activations stay float and need no samples.
+
+Weights of Conv, ConvTranspose, Gemm and MatMul and tables that Gather looks rows up in, also where a Transpose lies
+between, as in models whose last layer reads the table of the first. A weight is read a slab at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qconvert.calibrators import CALIBRATORS, Calibrator
+from qconvert.calibrators.mse import MSE
+from qconvert.errors import PlanError, PolicyError, TargetError
+from qconvert.float8 import FLOAT8_TYPES, float8_params
+from qconvert.graph import STANDARD_DOMAINS, Operator, attributes, is_constant, operand, operators, shape_of
+from qconvert.listener import SILENT, Listener
+from qconvert.numerics import QUANT_TYPES, QuantParams, fake_quantize
+from qconvert.plan.operands import is_float
+from qconvert.plan.settings import DEFAULT_GROUP, check_groups, settings_table
+from qconvert.plan.types import Entry, FloatOp, Plan, Site
+from qconvert.plan.weights import Float32, Granularity, weight_params
+from qconvert.policy import Policy, Scheme, Settings
+from qconvert.rules import OP_RULES, reduction_axis, weight_axis
+from qconvert.targets import HEAVY, Target, get_target
+from qconvert.tensors import dims, in_order, read_slab, slabs
+
+LOW_BITS = 4
+"""Types of so many bits or fewer are searched for the least squared error by default; others cover all values."""
+
+WORTH = 1024
+"""Elements of the smallest weight of other operators that is worth a word."""
+
+_GROUPED = frozenset({"Gemm", "MatMul", "Gather"})
+"""Operators whose weights may have a scale for each group of inputs."""
+
+_CARRIES = frozenset(
+    {"Unsqueeze", "Squeeze", "Reshape", "Cast", "Slice", "Split", "Concat", "Expand", "Transpose", "Neg"}
+)
+"""Operators through which a factor reaches its product."""
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """What decides the grid of a stored weight; operators that agree in it share one."""
+
+    name: str
+    granularity: Granularity
+    scheme: Scheme
+
+
+@dataclass(frozen=True)
+class _Use:
+    """An operator and the place where the stored weight is read, its own or that of a Transpose before it."""
+
+    op: Operator
+    site: Site
+    value: ir.Value
+    transposed: bool = False
+
+
+def make_weight_plan(model: ir.Model, policy: Policy, *, listener: Listener = SILENT) -> Plan:
+    """Decides the grid of every weight; entries are of role ``weight`` only.
+
+    Args:
+        model: A graph with constants lifted and types inferred; left as it is.
+        policy: The user's intent; what it says of activations and biases does not count.
+        listener: Hears the progress.
+
+    Raises:
+        PolicyError: If a rule matches nothing, or asks for groups of a type that has none.
+        TargetError: If the policy asks for what the target does not take.
+        CalibrationError: If a calibrator finds no range from values alone.
+        PlanError: If no weight is left to quantize, or one holds NaN or Inf.
+    """
+    target, ops = get_target(policy.target), tuple(operators(model))
+    table = settings_table(policy, ops, target, complete=_complete)
+    floats: list[FloatOp] = []
+    groups: dict[_Weight, list[_Use]] = {}
+    for op in ops:
+        found = _find(op, table[op])
+        if isinstance(found, FloatOp):
+            floats.append(found)
+        elif found is not None:
+            scheme = table[op].weights
+            groups.setdefault(_Weight(found.value.name or "", _granularity(found, scheme), scheme), []).append(found)
+    _keep_shared_transposes(model, groups, floats)
+    if not groups:
+        raise _nothing(floats)
+    listener.start("choosing ranges of weights", len(groups))
+    try:
+        entries = []
+        for done, (weight, uses) in enumerate(groups.items(), 1):
+            entries.append(_entry(weight, uses, table[uses[0].op].reason, target))
+            listener.advance(done)
+    finally:
+        listener.finish()
+    return Plan(target.name, tuple(entries), (), (), tuple(floats))
+
+
+def _complete(found: Settings, target: Target) -> Settings:
+    """What the policy leaves open, for weights alone: all levels are used, since no integer kernel wants them even."""
+    weights = found.weights.over(Scheme(dtype="int8", symmetric=True, scheme="per-channel", narrow_range=False))
+    if weights.dtype not in target.stored:
+        raise TargetError(
+            f"{found.reason}: weights.dtype: target {target.name} stores {', '.join(target.stored)}, "
+            f"not {weights.dtype}",
+            hint=f"use {target.stored[0]}, or another target ('qconvert targets')",
+        )
+    check_groups("weights", weights, found.reason)
+    if weights.scheme == "per-group":
+        weights = weights.over(Scheme(group_size=DEFAULT_GROUP))
+        if weights.dtype in FLOAT8_TYPES:
+            raise PolicyError(
+                f"{found.reason}: weights.scheme: {weights.dtype} has one scale a channel or a tensor, not per group",
+                hint="use per-channel, or an integer type",
+            )
+    if target.symmetric_activations and not weights.symmetric:
+        raise TargetError(
+            f"{found.reason}: weights.symmetric: target {target.name} takes zero points of 0 only",
+            hint="leave 'symmetric' out",
+        )
+    return replace(found, weights=weights)
+
+
+def _find(op: Operator, settings: Settings) -> _Use | FloatOp | None:
+    """The weight of an operator, or why it stays float; None where there is nothing to say."""
+    if op.op_type not in HEAVY and not _is_lookup(op):
+        return _other(op)
+    if settings.float:
+        return FloatOp(op.name, op.op_type, f"left float by {settings.reason}", chosen=True)
+    if op.op_type == "Gather" and _is_factor(op.node):
+        return FloatOp(
+            op.name, op.op_type, "its rows are factors, as of rotary embeddings: their errors would multiply"
+        )
+    position = 0 if op.op_type == "Gather" else OP_RULES[op.op_type].weight or 0
+    value = operand(op.node, position)
+    producer = value.producer() if value is not None else None
+    use = _Use(op, Site(op.name, position), value) if value is not None else None
+    if value is not None and producer is not None and op.op_type in _GROUPED and _swaps(producer):
+        source = operand(producer, 0)
+        name = producer.outputs[0].name or ""
+        use = _Use(op, Site(name, 0), source, transposed=True) if source is not None else use
+    if use is None or use.value.const_value is None or not is_constant(use.value):
+        made = producer.op_type if producer is not None else "a graph input"
+        known = "already quantized in the model" if made == "DequantizeLinear" else "its weight is computed, not stored"
+        return FloatOp(op.name, op.op_type, known)
+    if not is_float(use.value):
+        stored = use.value.dtype.name.lower() if use.value.dtype is not None else "unknown"
+        return FloatOp(op.name, op.op_type, f"its weight is {stored}, not float32")
+    return use
+
+
+def _is_lookup(op: Operator) -> bool:
+    """A Gather of rows of a constant float table."""
+    if op.op_type != "Gather":
+        return False
+    table = operand(op.node, 0)
+    axis = int(attributes(op.node).get("axis", 0))
+    return table is not None and is_constant(table) and is_float(table) and len(table.shape or ()) == 2 and axis == 0
+
+
+def _is_factor(lookup: ir.Node) -> bool:
+    """Whether what is looked up does nothing but multiply other values."""
+    todo, seen, factors = [lookup], {lookup}, 0
+    while todo:
+        for use in (use for value in todo.pop().outputs for use in value.uses()):
+            if use.node.op_type == "Mul":
+                others = [value for place, value in enumerate(use.node.inputs) if place != use.idx]
+                factors += 1
+                if any(value is None or is_constant(value) for value in others):
+                    return False
+            elif use.node.op_type not in _CARRIES:
+                return False
+            elif use.node not in seen:
+                seen.add(use.node)
+                todo.append(use.node)
+    return factors > 0
+
+
+def _swaps(node: ir.Node) -> bool:
+    """Whether a Transpose swaps the two axes of a constant."""
+    if node.op_type != "Transpose" or node.domain not in STANDARD_DOMAINS:
+        return False
+    source = operand(node, 0)
+    perm = attributes(node).get("perm")
+    flat = source is not None and is_constant(source) and len(source.shape or ()) == 2
+    return flat and (perm is None or list(perm) == [1, 0])
+
+
+def _other(op: Operator) -> FloatOp | None:
+    """An operator with a large weight that no form is known for."""
+    for value in op.node.inputs:
+        if value is None or value.const_value is None or not is_constant(value) or not is_float(value):
+            continue
+        if op.op_type != "Transpose" and len(dims(value.const_value)) > 1 and value.const_value.size >= WORTH:
+            return FloatOp(op.name, op.op_type, f"weights of {op.op_type} are not stored in fewer bits")
+    return None
+
+
+def _granularity(use: _Use, scheme: Scheme) -> Granularity:
+    """What the scheme asks for along the axes of the stored weight, or per channel where it has no groups."""
+    rank = len(shape_of(use.value) or ())
+    if scheme.scheme == "per-tensor" or rank < 2:
+        return Granularity(reason="" if scheme.scheme == "per-tensor" else "a vector")
+    kind, found = use.op.op_type, attributes(use.op.node)
+    channel = 0 if kind == "Gather" else weight_axis(kind, rank, found)
+    inner = 1 if kind == "Gather" else reduction_axis(kind, rank, found)
+    if use.transposed:
+        channel, inner = 1 - channel, 1 - inner
+    if scheme.scheme == "per-channel":
+        return Granularity(channel)
+    if kind in _GROUPED:
+        return Granularity(inner, scheme.group_size)
+    return Granularity(channel, reason=f"weights of {kind} have no groups")
+
+
+def _keep_shared_transposes(model: ir.Model, groups: dict[_Weight, list[_Use]], floats: list[FloatOp]) -> None:
+    """Leaves weights float whose Transpose is also read by operators that do not agree on the grid."""
+    transposes = {op.name: op.node for op in operators(model) if op.op_type == "Transpose"}
+    for weight, uses in list(groups.items()):
+        kept = []
+        for use in uses:
+            node = transposes.get(use.site.operator)
+            readers = {reader.node for reader in node.outputs[0].uses()} if node is not None else set()
+            if use.transposed and readers - {other.op.node for other in uses}:
+                reason = f"its weight is the Transpose '{use.site.operator}', which others read in float"
+                floats.append(FloatOp(use.op.name, use.op.op_type, reason))
+            else:
+                kept.append(use)
+        if kept:
+            groups[weight] = kept
+        else:
+            del groups[weight]
+
+
+def _nothing(floats: list[FloatOp]) -> PlanError:
+    reasons = [op.reason for op in floats]
+    ranked = sorted(dict.fromkeys(reasons), key=reasons.count, reverse=True)
+    why = "; ".join(ranked[:2]) or "the model has no Conv, Gemm, MatMul or embedding with a constant float32 weight"
+    return PlanError(f"no weight to quantize: {why}", hint="'qconvert inspect MODEL' shows what is in the file")
+
+
+def _entry(weight: _Weight, uses: list[_Use], reason: str, target: Target) -> Entry:
+    tensor = uses[0].value.const_value
+    if tensor is None:
+        raise PlanError(f"weight '{weight.name}' is not stored")
+    params, method = _grid(tensor, weight, uses[0].op, target)
+    readers = ", ".join(use.op.name for use in uses)
+    why = f" ({weight.granularity.reason})" if weight.granularity.reason else ""
+    sites = tuple(dict.fromkeys(use.site for use in uses))
+    text = f"weight of {readers}, {weight.granularity}{why}; {reason}"
+    return Entry(weight.name, "weight", params, sites, method, text)
+
+
+def _grid(tensor: ir.TensorProtocol, weight: _Weight, op: Operator, target: Target) -> tuple[QuantParams, str]:
+    """The grid of a weight and how it was found."""
+    scheme, granularity = weight.scheme, weight.granularity
+    shape, axis = dims(tensor), granularity.axis
+    if scheme.dtype in FLOAT8_TYPES:
+        along = axis if axis is not None else 0
+        tops = [_largest(tensor, along, part, weight, op) for part in _parts(shape, along, whole=not shape)]
+        largest = np.concatenate(tops)
+        dtype = FLOAT8_TYPES[scheme.dtype or ""]
+        return float8_params(largest if axis is not None else largest.max(), dtype, axis=axis), "largest magnitude"
+    calibrator: Calibrator = scheme.calibrator or _default(scheme)
+    scheme = scheme.model_copy(update={"calibrator": calibrator})
+    along = _slab_axis(granularity, len(shape))
+    whole = axis is None or bool(scheme.symmetric and not QUANT_TYPES[scheme.dtype or ""].signed)
+
+    def params_of(part: slice) -> QuantParams:
+        array = _finite(read_slab(tensor, along, part), weight, op)
+        return _params(array, scheme, granularity, turn=target.own_operators)
+
+    found = in_order(params_of, _parts(shape, along, whole=whole))
+    if len(found) == 1:
+        return found[0], calibrator.name
+    joined = along if granularity.block_size is not None else 0
+    scale = np.concatenate([one.scale for one in found], joined)
+    zero = np.broadcast_to(np.int32(0), scale.shape)  # takes no memory: a large model has millions of groups
+    if any(one.zero_point.any() for one in found):
+        zero = np.concatenate([one.zero_point for one in found], joined)
+    return replace(found[0], scale=scale, zero_point=zero), calibrator.name
+
+
+def _params(array: Float32, scheme: Scheme, granularity: Granularity, *, turn: bool) -> QuantParams:
+    """The grid of a part of a weight.
+
+    Where few levels are symmetric about 0, with one more below than above, the grid that is turned around is searched
+    too, and a negative scale says that it is the better one; onnxruntime's quantizer of weights does the same. Other
+    runtimes than that take positive scales only (``turn``).
+    """
+    axis, block, dtype = granularity.axis, granularity.block_size, QUANT_TYPES[scheme.dtype or ""]
+    params = weight_params(array, scheme, axis=axis, block_size=block)
+    uneven = scheme.symmetric and dtype.signed and not scheme.narrow_range and dtype.bits <= LOW_BITS
+    if not (turn and uneven and isinstance(scheme.calibrator, MSE)):
+        return params
+    found = weight_params(-array, scheme, axis=axis, block_size=block)
+    turned = replace(found, scale=-found.scale)
+    better = _errors(array, turned) < _errors(array, params)
+    return replace(params, scale=np.where(better, turned.scale, params.scale))
+
+
+def _errors(array: Float32, params: QuantParams) -> npt.NDArray[np.float64]:
+    """The squared error of the values of each scale, in its shape."""
+    squares = np.square(fake_quantize(array, params).astype(np.float64) - array)
+    if params.axis is None:
+        return np.asarray(squares.sum())
+    if params.block_size is not None:
+        return np.asarray(np.add.reduceat(squares, range(0, array.shape[params.axis], params.block_size), params.axis))
+    return np.asarray(squares.sum(tuple(axis for axis in range(array.ndim) if axis != params.axis)))
+
+
+def _default(scheme: Scheme) -> Calibrator:
+    return CALIBRATORS["mse" if QUANT_TYPES[scheme.dtype or ""].bits <= LOW_BITS else "minmax"]()
+
+
+def _slab_axis(granularity: Granularity, rank: int) -> int:
+    """An axis along which parts of a weight have scales of their own."""
+    if granularity.axis is None:
+        return 0
+    if granularity.block_size is None:
+        return granularity.axis
+    return next(axis for axis in range(rank) if axis != granularity.axis)
+
+
+def _parts(shape: tuple[int, ...], along: int, *, whole: bool) -> list[slice]:
+    return [slice(None)] if whole or not slabs(shape, along) else slabs(shape, along)
+
+
+def _largest(tensor: ir.TensorProtocol, along: int, part: slice, weight: _Weight, op: Operator) -> np.ndarray:
+    array = _finite(read_slab(tensor, along, part), weight, op)
+    rest = tuple(axis for axis in range(array.ndim) if axis != along)
+    return np.asarray(np.abs(array).max(axis=rest, initial=0.0))
+
+
+def _finite(array: np.ndarray, weight: _Weight, op: Operator) -> np.ndarray:
+    if not np.isfinite(array).all():
+        raise PlanError(
+            f"weight '{weight.name}' holds NaN or Inf", hint=f"--exclude {op.name} leaves its operator float"
+        )
+    return array
