@@ -252,7 +252,7 @@ def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Valu
     return add_tensor(graph, ir.Tensor(array, name=name))
 
 
-def add_tensor(graph: ir.Graph, tensor: ir.Tensor | ir.LazyTensor) -> ir.Value:
+def add_tensor(graph: ir.Graph, tensor: ir.Tensor[Any] | ir.LazyTensor) -> ir.Value:
     """Registers a tensor under its own name, or one like it that is not yet taken, and returns its value."""
     name, count = tensor.name or "", 1
     while tensor.name in graph.initializers:

@@ -120,7 +120,7 @@ class QuantParams:
 
     @property
     def _ends(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        return tuple(_real(level - self.zero_point, self.scale) for level in (self.qmin, self.qmax))
+        return _real(self.qmin - self.zero_point, self.scale), _real(self.qmax - self.zero_point, self.scale)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QuantParams):

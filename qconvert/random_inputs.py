@@ -58,14 +58,16 @@ def _size(axis: int | str | None, place: int, sizes: dict[str, int]) -> int:
 
 def _bound(value: ir.Value) -> int | None:
     """The rows of the smallest table that an input is looked up in."""
-    found, seen, todo = [], {value}, [value]
+    found: list[int] = []
+    seen, todo = {value}, [value]
     while todo:
         for use in todo.pop().uses():
             if use.node.op_type == "Gather" and use.idx == 1:
                 table = operand(use.node, 0)
                 shape = shape_of(table) if table is not None and is_constant(table) else None
                 axis = int(attributes(use.node).get("axis", 0))
-                found += [shape[axis]] if shape and isinstance(shape[axis], int) else []
+                rows = shape[axis] if shape else None
+                found += [rows] if isinstance(rows, int) else []
             elif use.node.op_type in _FOLLOWED and use.idx == 0:
                 todo += [output for output in use.node.outputs if output not in seen]
                 seen.update(use.node.outputs)

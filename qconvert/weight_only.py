@@ -39,6 +39,9 @@ from qconvert.workers import release_memory
 COMPARED = 1 << 30
 """Bytes of float weights up to which the original is run beside the written model, where no limit is given."""
 
+RUN = 1 << 32
+"""Bytes of weights, as they are in memory, up to which the written model is run, where no limit is given."""
+
 INLINE = 1 << 28
 """Bytes of weights that are written into the model's file; more go beside it, which takes less memory."""
 
@@ -102,8 +105,8 @@ def quantize_weights(
         limit: How many samples to choose from.
         seed: Which ones, or which random inputs.
         provider: Where the models are run.
-        max_memory: Bytes that the process may take: what does not fit is not run. None runs the written model in any
-            case, and the original where its weights take no more than ``COMPARED`` bytes.
+        max_memory: Bytes that the process may take: a model that does not fit is not run. None runs the original up to
+            ``COMPARED`` bytes of weights and the written model up to ``RUN``.
         shard_size: Bytes of each file of weights; None writes one.
         force: Whether an existing output may be overwritten.
         listener: Hears notes and progress.
@@ -137,16 +140,15 @@ def quantize_weights(
         weights = _read_back(load_model(temporary), written.stored, before, listener)
         release_memory()
         size = file_size(temporary)
-        runs = compared or _fits(size, max_memory, None)
+        loaded = size + sum(4 * before[one.weight].size for one in written.stored if one.folded)
+        runs = compared or _fits(loaded, max_memory, RUN)
         proof = _prove(model, temporary, feeds if runs else (), provider, compared=compared, listener=listener)
     return QuantizedWeights(model, output, file_size(model), size, plan, proof, weights=weights, random=data is None)
 
 
-def _fits(weights: int, limit: int | None, usual: int | None) -> bool:
+def _fits(weights: int, limit: int | None, usual: int) -> bool:
     """Whether a session for so many bytes of weights fits into the limit, or else into what is usual."""
-    if limit is None:
-        return usual is None or weights <= usual
-    return resident() + WEIGHT_COPIES * weights <= limit
+    return weights <= usual if limit is None else resident() + WEIGHT_COPIES * weights <= limit
 
 
 def _feeds(

@@ -1,6 +1,7 @@
 """A Llama-like decoder with random weights of any size, written without holding them.
 
-RMS normalization, rotary embeddings, grouped-query attention with a key/value cache, SwiGLU. ``python tests/big_model.py OUT`` writes one of 5 GB.
+RMS normalization, rotary embeddings, grouped-query attention with a key/value cache, SwiGLU. ``python
+tests/big_model.py OUT`` writes one of 5 GB.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -48,7 +50,7 @@ class _Builder:
     constants: dict[str, ir.Value] = field(default_factory=dict)
 
     def op(self, op_type: str, *inputs: ir.Value, name: str = "", outputs: int = 1, **attributes: object) -> ir.Value:
-        node = ir.node(op_type, list(inputs), attributes, num_outputs=outputs)  # type: ignore[arg-type]
+        node = ir.node(op_type, list(inputs), attributes, num_outputs=outputs)
         self.nodes.append(node)
         for place, value in enumerate(node.outputs):
             value.name = f"{name or f'{op_type}_{len(self.nodes)}'}{f'_{place}' if outputs > 1 else ''}"
@@ -58,7 +60,7 @@ class _Builder:
         """Normal numbers, made anew whenever they are read."""
         key = [self.seed, len(self.weights)]
 
-        def make() -> ir.Tensor:
+        def make() -> ir.TensorProtocol:
             drawn = np.random.default_rng(key).standard_normal(shape, np.float32)
             return ir.Tensor(drawn / np.float32(math.sqrt(shape[0] if len(shape) > 1 else 1)), name=name)
 
@@ -72,7 +74,7 @@ class _Builder:
     def ints(self, *numbers: int) -> ir.Value:
         return self.constant("ints_" + "_".join(map(str, numbers)).replace("-", "m"), np.array(numbers, np.int64))
 
-    def _store(self, tensor: ir.Tensor | ir.LazyTensor) -> ir.Value:
+    def _store(self, tensor: ir.Tensor[Any] | ir.LazyTensor) -> ir.Value:
         value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.weights.append(value)
         return value

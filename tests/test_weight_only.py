@@ -38,7 +38,7 @@ from qconvert.rewrite.weight_only import Written, to_weight_only
 from qconvert.session import open_session, run
 from qconvert.weight_only import QuantizedWeights, quantize_weights
 from tests.big_model import Size, decoder, write
-from tests.models import RUNTIME, i64, model, weight
+from tests.models import RUNTIME, f32, i64, model, weight
 from tests.tiny import saved
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "bench"
@@ -46,6 +46,11 @@ VIT = Path(__file__).resolve().parents[1] / "sample_models" / "digits_vit" / "mo
 
 Array = npt.NDArray[Any]
 TWO_BITS = pytest.mark.skipif(RUNTIME < (1, 24), reason="this onnxruntime has no 2-bit types")
+EVEN = [
+    pytest.param(name, marks=TWO_BITS if dtype.bits == 2 else ())
+    for name, dtype in (QUANT_TYPES | FLOAT8_TYPES).items()
+    if dtype.signed
+]
 DTYPES = [
     pytest.param(name, marks=TWO_BITS if dtype.bits == 2 else ())
     for name, dtype in (QUANT_TYPES | FLOAT8_TYPES).items()
@@ -165,7 +170,7 @@ def kinds(graph: ir.Model) -> list[str]:
 
 @every_case
 @every_target
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EVEN)
 @pytest.mark.parametrize("scheme", ["per-tensor", "per-channel", "per-group"])
 def test_it_computes_what_numpy_says(name: str, target: str, dtype: str, scheme: str) -> None:
     if scheme == "per-group" and dtype in FLOAT8_TYPES:
@@ -192,8 +197,17 @@ def test_it_computes_what_numpy_says(name: str, target: str, dtype: str, scheme:
 
 @every_case
 @every_target
-@pytest.mark.parametrize("dtype", ["uint8", "uint4", pytest.param("uint2", marks=TWO_BITS)])
-@pytest.mark.parametrize("group", [None, 16, 25, 12])
+@pytest.mark.parametrize(
+    ("dtype", "group"),
+    [
+        ("uint16", None),
+        ("uint8", None),
+        ("uint8", 16),
+        ("uint4", None),
+        ("uint4", 25),
+        pytest.param("uint2", 16, marks=TWO_BITS),
+    ],
+)
 def test_zero_points_and_odd_groups(name: str, target: str, dtype: str, group: int | None) -> None:
     case = CASES[name]
     case = Case(
@@ -215,7 +229,8 @@ def test_zero_points_and_odd_groups(name: str, target: str, dtype: str, group: i
     ("name", "dtype", "group", "form"),
     [
         ("matmul", "int4", 16, "com.microsoft::MatMulNBits"),
-        ("matmul", "int8", None, "com.microsoft::MatMulNBits"),
+        ("matmul", "int4", None, "com.microsoft::MatMulNBits"),
+        ("matmul", "int8", None, "Mul"),
         ("transposed", "int4", 32, "com.microsoft::MatMulNBits"),
         ("gemm", "int4", 16, "com.microsoft::MatMulNBits"),
         ("gemm_t", "int4", 16, "com.microsoft::MatMulNBits"),
@@ -352,8 +367,8 @@ def test_a_tied_embedding_is_stored_once(target: str, dtype: str, group: int | N
     want = outputs(model(TIED, inputs="int64[1,3] x", weights={"table": held}), feeds)[0]
     for optimize in (False, True) if target == "ort-cpu" else (False,):
         assert sqnr_db(want, outputs(written.model, feeds, optimize=optimize)[0]) > EXACT
-    if target == "ort-cpu" and dtype != "int16":
-        assert {"com.microsoft::MatMulNBits", "com.microsoft::GatherBlockQuantized"} <= set(kinds(written.model))
+    packed = {"com.microsoft::MatMulNBits", "com.microsoft::GatherBlockQuantized"} & set(kinds(written.model))
+    assert len(packed) == (2 if target == "ort-cpu" and "4" in dtype else 0)
 
 
 def test_a_table_whose_rows_fill_no_blocks_is_stored_twice() -> None:
@@ -435,9 +450,7 @@ def test_large_weights_of_other_operators_are_named() -> None:
 
 
 def test_an_embedding_scaled_by_a_constant_is_no_factor() -> None:
-    graph = model(
-        "e = Gather (w, x)\ny = Mul (e, k)", inputs="int64[3] x", weights={"w": normal(9, 8), "k": np.float32([8])}
-    )
+    graph = model("e = Gather (w, x)\ny = Mul (e, k)", inputs="int64[3] x", weights={"w": normal(9, 8), "k": f32(8)})
     prepare(graph, (), fold=False)
     assert [entry.tensor for entry in make_weight_plan(graph, policy()).entries] == ["w"]
 
@@ -458,16 +471,12 @@ def test_rules_decide_for_single_operators() -> None:
         (policy("uint4", target="tensorrt"), TargetError, "target tensorrt stores int8, int4, not uint4"),
         (policy("int4", target="tensorrt", symmetric=False), TargetError, "zero points of 0 only"),
         (policy("float8e5m2", "per-group"), PolicyError, "has one scale a channel or a tensor"),
-        (policy("int4", calibrator="average"), QConvertError, ""),
         (policy().override(exclude=["*"]), PlanError, "no weight to quantize: left float by --exclude"),
         (policy().override(exclude=["nothing"]), PolicyError, "match no operator"),
     ],
 )
 def test_refusals(wanted: Policy, error: type[QConvertError], text: str) -> None:
     graph = built(CASES["matmul"])
-    if not text:  # a method that needs nothing but the values
-        assert rewritten(graph, wanted)[0].entries[0].method == "average"
-        return
     with pytest.raises(error, match=re.escape(text)):
         rewritten(graph, wanted)
 
@@ -547,7 +556,7 @@ def test_sizes_are_those_of_the_file(
     assert {name: size for name, (size, _) in sizes.items()} == file_bytes(result.path)
     one = result.weights[0]
     width = (QUANT_TYPES | FLOAT8_TYPES)[dtype].bits
-    rows_packed = target == "ort-cpu" and width < 16 and "float" not in dtype
+    rows_packed = target == "ort-cpu" and width == 4
     assert one.elements == 350
     zeros = math.ceil(7 * width / 8) if dtype.startswith("uint") and not rows_packed else 0
     assert one.bytes == math.ceil((7 * 64 if rows_packed else 350) * width / 8) + 4 * 7 + zeros
@@ -582,7 +591,7 @@ def test_a_decoder_is_quantized_and_compared(small: Path, tmp_path: Path) -> Non
     assert logits.sqnr_db > 25
     plain = next(one for one in result.proof.unoptimized if one.output == "logits")
     assert logits.sqnr_db == pytest.approx(plain.sqnr_db, abs=0.01)
-    assert {one.op_type for one in result.proof.kernels if one.integer} == {"MatMulNBits"}
+    assert not any(one.integer for one in result.proof.kernels)
     assert all(one.sqnr_db > 40 for one in result.weights)
     assert {"cos", "sin"}.isdisjoint(one.tensor for one in result.weights)
     assert result.size_after == (tmp_path / "q.onnx").stat().st_size < 0.5 * result.size_before
@@ -634,6 +643,15 @@ def test_a_model_that_does_not_fit_is_compared_weight_by_weight(
     assert sqnr_db(before, after) > 8
 
 
+def test_weights_that_become_float_count_as_float(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qconvert.weight_only, "COMPARED", 0)
+    monkeypatch.setattr(qconvert.weight_only, "RUN", 200_000)
+    for dtype, runs in (("int4", 1), ("int8", 0)):
+        result = quantize_weights(small, output=tmp_path / f"{dtype}.onnx", policy=policy(dtype))
+        assert result.size_after < 200_000
+        assert result.proof.samples == runs
+
+
 def test_nothing_is_run_beyond_the_limit(small: Path, tmp_path: Path) -> None:
     said = Notes()
     result = quantize_weights(small, output=tmp_path / "q.onnx", policy=policy(), max_memory=1, listener=said)
@@ -642,8 +660,9 @@ def test_nothing_is_run_beyond_the_limit(small: Path, tmp_path: Path) -> None:
 
 
 def test_random_inputs_that_the_original_refuses_are_not_used(tmp_path: Path) -> None:
-    body = "s = Shape (x)\nt = Reshape (x, [2, 8])\ny = MatMul (t, w)"
-    path = saved(model(body, inputs="float[M,N] x", weights={"w": weight(8, 4)}), tmp_path / "m.onnx")
+    body = "t = Reshape (x, sizes)\ny = MatMul (t, w)"
+    weights = {"w": weight(8, 4), "sizes": i64(2, 8)}
+    path = saved(model(body, inputs="float[M,N] x", weights=weights), tmp_path / "m.onnx")
     said = Notes()
     result = quantize_weights(path, output=tmp_path / "q.onnx", policy=policy("int8"), listener=said)
     assert "the original fails on random inputs" in str(said)

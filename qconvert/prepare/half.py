@@ -55,7 +55,7 @@ def widen_half(model: ir.Model) -> str:
 def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """A float16 tensor as float32; one in a file stays there and is read whenever it is needed."""
 
-    def read() -> ir.Tensor:
+    def read() -> ir.TensorProtocol:
         return ir.Tensor(array_of(tensor).astype(np.float32), name=tensor.name)
 
     if isinstance(tensor, ir.ExternalTensor):

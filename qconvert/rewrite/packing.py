@@ -38,6 +38,7 @@ class Stored:
         layout: ``native``: the weight's shape and own type; ``rows``: 2-D, unsigned, each row packed into bytes.
         transposed: Whether the rows are the columns of the weight.
         beside: Names of the tensors with its scales and zero points.
+        folded: Whether it is float in memory once onnxruntime has loaded the model.
     """
 
     weight: str
@@ -46,6 +47,7 @@ class Stored:
     layout: Layout
     transposed: bool = False
     beside: tuple[str, ...] = ()
+    folded: bool = False
 
 
 def pack(levels: Levels, bits: int) -> Bytes:
@@ -157,7 +159,7 @@ def rows(
     padded = blocks * block if block else width
     shape = (count, blocks, block * bits // 8) if block else (count, -(-width * bits // 8))
 
-    def make() -> ir.Tensor:
+    def make() -> ir.TensorProtocol:
         made = np.zeros((count, shape[-1] * blocks), np.uint8)
 
         def fill(part: slice) -> None:

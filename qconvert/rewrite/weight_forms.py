@@ -4,15 +4,17 @@ Measured on onnxruntime 1.31, x86-64: all forms are exact with optimizations on 
 
 * ``dequantize``: DequantizeLinear before the float operator, as ONNX defines it. It runs at every inference, and before
   a MatMul or Gemm onnxruntime makes a MatMulNBits of the two that rounds activations to 8 bits (accuracy level 4).
-* ``nbits``: MatMulNBits, accuracy level 1: weights stay packed in memory and the products are float32.
+* ``nbits``: MatMulNBits, accuracy level 1: weights stay packed in memory and the products are float32. Only 4 bits are
+  about as fast as float weights; of 8 and 2 bits all weights become float at every run, which took 100 times as long
+  for a single row.
 * ``gather``: GatherBlockQuantized: only the rows that are looked up become float.
 * ``folded``: Cast, Sub, Mul, which onnxruntime computes once, when it loads the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import onnx_ir as ir
@@ -71,12 +73,26 @@ def readings(model: ir.Model, plan: Plan) -> list[Reading]:
             value = operand(node, site.operand) if node is not None else None
             if node is None or value is None or value.const_value is None:
                 raise PlanError(f"the graph has no weight '{entry.tensor}' at operator '{site.operator}'")
-            found.append(_reading(entry, site, node, target=target, names=names))
-    return found
+            found.append(_reading(entry, site, node, value.const_value, target=target, names=names))
+    floats = {id(one.entry) for one in found if one.form == "folded"}
+    return [_as_float(one) if one.form == "gather" and id(one.entry) in floats else one for one in found]
 
 
-def _reading(entry: Entry, site: Site, node: ir.Node, *, target: Target, names: Mapping[ir.Node, str]) -> Reading:
-    shape = shape_of(node.inputs[site.operand]) or ()  # type: ignore[arg-type]
+def _as_float(lookup: Reading) -> Reading:
+    """A lookup in a weight that becomes float for another operator anyway."""
+    return replace(lookup, form="folded", why="shared with an operator that reads it in float")
+
+
+def _reading(
+    entry: Entry,
+    site: Site,
+    node: ir.Node,
+    weight: ir.TensorProtocol,
+    *,
+    target: Target,
+    names: Mapping[ir.Node, str],
+) -> Reading:
+    shape = dims(weight)
     params = entry.params
     if isinstance(params.dtype, Float8):
         return Reading(entry, site, "folded", "8-bit floats")
@@ -87,11 +103,12 @@ def _reading(entry: Entry, site: Site, node: ir.Node, *, target: Target, names: 
         transposed = rows_are_columns(node)
         why = _unpackable(params, shape, transposed=transposed)
         if node.op_type == "Gather":
-            why = why or ("" if params.dtype.bits in {4, 8} else f"no lookup of {params.dtype}")
+            why = why or ("" if params.dtype.bits in {4, 8} else f"no lookup of packed {params.dtype}")
             if not why:
                 return Reading(entry, site, "gather")
         else:
             matmuls = _matmuls(node)
+            why = why or ("" if params.dtype.bits == 4 else f"no fast float32 kernel for packed {params.dtype}")
             why = why or next(filter(None, map(_unfit, matmuls)), "")
             if matmuls and not why:
                 return Reading(entry, site, "nbits", matmuls=tuple(names[matmul] for matmul in matmuls))
@@ -114,8 +131,6 @@ def block_of(params: QuantParams, width: int) -> int:
 
 def _unpackable(params: QuantParams, shape: tuple[int, ...], *, transposed: bool) -> str:
     """Why onnxruntime's operators do not take a grid, or ""."""
-    if params.dtype.bits not in {2, 4, 8}:
-        return f"no kernel for packed {params.dtype}"
     if len(shape) != 2:
         return f"no kernel for packed weights of {len(shape)} axes"
     inner = 0 if transposed else 1

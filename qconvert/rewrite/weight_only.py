@@ -114,7 +114,9 @@ class _Writer:
         beside = tuple(
             value.name or "" for value in given if value.is_initializer() and value.dtype != ir.DataType.INT64
         )
-        self.stored.append(Stored(entry.tensor, levels.name or "", entry.params, "native", beside=beside))
+        folded = reading.form == "folded"
+        stored = Stored(entry.tensor, levels.name or "", entry.params, "native", beside=beside, folded=folded)
+        self.stored.append(stored)
         made = nodes[-1].outputs[0]
         made.name, made.type, made.shape = f"{entry.tensor}_dequantized", value.type, value.shape
         graph.insert_before(reader if reader.graph is graph else graph[0], nodes)

@@ -76,11 +76,15 @@ def median(rows: Sequence[Mapping[str, float]], key: str) -> tuple[float, float]
     return statistics.median(values), (high - low) / 2
 
 
-def calibration_table(work: Work, folder: Path) -> list[str]:
-    """Wall time and memory of calibrate next to plain inference and to other tools."""
+Rows = dict[str, list[dict[str, float]]]
+
+
+def calibration_tables(work: Work, folder: Path) -> list[str]:
+    """Wall time and memory of calibrate next to plain inference and to other tools; then the search for ranges."""
+    others = _interleaved(tuple(peers.KINDS), work, folder)
     rows = _interleaved(("plain", "parallel", "exact", "sampled", "range"), work, folder)
-    rows.update(_interleaved(tuple(peers.KINDS), work, folder))
-    return _costs(f"{work.name}: calibrate, samples from an array file", rows)
+    costs = _costs(f"{work.name}: calibrate, samples from an array file", {**rows, **others})
+    return [*costs, *search_table(work, folder, others)]
 
 
 def images_table(work: Work, folder: Path) -> list[str]:
@@ -90,9 +94,9 @@ def images_table(work: Work, folder: Path) -> list[str]:
     )
 
 
-def _interleaved(kinds: Sequence[str], work: Work, folder: Path) -> dict[str, list[dict[str, float]]]:
+def _interleaved(kinds: Sequence[str], work: Work, folder: Path) -> Rows:
     """Each kind in turn, again and again; what takes long only as often as there is patience for."""
-    rows: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    rows: Rows = {kind: [] for kind in kinds}
     for _ in range(REPEATS):
         for kind, found in rows.items():
             if sum(row["whole_seconds"] for row in found) < PATIENCE:
@@ -119,7 +123,7 @@ def _costs(title: str, rows: Mapping[str, Sequence[Mapping[str, float]]]) -> lis
     return [*lines, ""]
 
 
-def search_table(work: Work, folder: Path) -> list[str]:
+def search_table(work: Work, folder: Path, others: Rows) -> list[str]:
     """Time of the threshold search of every method, all values of the model."""
     rows = [measure("search", work, folder) for _ in range(REPEATS)]
     names = [key for key in rows[0] if key.endswith("_ms")]
@@ -136,8 +140,8 @@ def search_table(work: Work, folder: Path) -> list[str]:
     total = sum(median(rows, name)[0] for name in names)
     lines.append(f"| all | {total:.0f} |")
     for kind in ("onnxruntime Percentile", "onnxruntime Entropy"):
-        seconds = measure(kind, work, folder)["search_seconds"]
-        lines.append(f"| {kind} (one run) | {1e3 * seconds:.0f} |")
+        seconds, spread = median(others[kind], "search_seconds")
+        lines.append(f"| {kind} | {1e3 * seconds:.0f} ± {1e3 * spread:.0f} |")
     return [*lines, ""]
 
 
@@ -166,7 +170,7 @@ def main() -> None:
             folder = Path(name) / work.name
             folder.mkdir()
             measure("samples", work, folder)
-            for table in (calibration_table, images_table, search_table, latency_table):
+            for table in (calibration_tables, images_table, latency_table):
                 found = table(work, folder)
                 sys.stdout.write("\n".join(found) + "\n")
                 lines += found

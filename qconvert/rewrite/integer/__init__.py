@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qconvert.errors import PlanError
+from qconvert.graph import operators
 from qconvert.plan import Plan
 from qconvert.rewrite.integer.between import FloatIsland, float_tensors
 from qconvert.rewrite.integer.lower import lower
@@ -46,7 +47,9 @@ def to_integer(model: ir.Model, plan: Plan, *, requant: Rounding = "single", all
         PlanError: If an operator between integer ones has no integer form and ``allow_float`` does not allow that, or
             the plan names what the graph does not have.
     """
-    islands = lower(to_qdq(model, plan), requant)
+    wanted = {op.operator for op in plan.floats if op.chosen}
+    chosen = {op.node for op in operators(model) if op.name in wanted}
+    islands = lower(to_qdq(model, plan), requant, chosen=chosen)
     if islands and not allow_float:
         raise _refusal(islands)
     return IntegerModel(model, islands)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,15 +39,22 @@ RULES: Mapping[str, Callable[[Emitter, ir.Node, Sink], ir.Value]] = {
 """The integer forms that are neither sums of products nor tables nor moves, by operator type."""
 
 
-def lower(model: ir.Model, rounding: Rounding) -> tuple[FloatIsland, ...]:
+CHOSEN = "left float by the policy"
+"""Why an operator stays float that has an integer form."""
+
+
+def lower(
+    model: ir.Model, rounding: Rounding, *, chosen: AbstractSet[ir.Node] = frozenset()
+) -> tuple[FloatIsland, ...]:
     """Makes a QDQ model an integer one; what has no integer form stays float and is listed.
 
     Args:
         model: As ``to_qdq`` writes it.
         rounding: How sums are requantized.
+        chosen: Operators that the user wants in float.
     """
     _type_levels(model)
-    run = _Run(model, rounding)
+    run = _Run(model, rounding, chosen)
     for node in [node for node in model.graph if node.op_type == "QuantizeLinear"]:
         run.quantize(node)
     tidy(model)
@@ -79,6 +87,7 @@ def _read_shapes_of_levels(model: ir.Model) -> None:
 class _Run:
     model: ir.Model
     rounding: Rounding
+    chosen: AbstractSet[ir.Node]
     sums: dict[ir.Value, Accumulator] = field(default_factory=dict)
     moved: dict[ir.Node, ir.Node] = field(default_factory=dict)
     weights: dict[ir.Value, ir.Value] = field(default_factory=dict)
@@ -93,6 +102,8 @@ class _Run:
         zero = operand(node, 2)
         grid = grid_of(node, ir.DataType.UINT8 if zero is None else zero.dtype)
         if value is None or grid is None or grid.dtype not in BYTES or grid.axis is not None:
+            return
+        if self.chosen & _float_region(value):
             return
         emit = self.emitter(node, levels.name or "")
         try:
@@ -114,6 +125,8 @@ class _Run:
         if not any(output.uses() or output.is_graph_output() for output in node.outputs):
             self.model.graph.remove(node, safe=True)
             return
+        if node in self.chosen:
+            return
         emit = self.emitter(node, value.name or "")
         try:
             sums = accumulate(emit, value)
@@ -133,12 +146,28 @@ class _Run:
 
     def why(self, node: ir.Node) -> str:
         """Why an operator stays float."""
+        if node in self.chosen:
+            return CHOSEN
+        if self.chosen & _float_region(node.outputs[0]):
+            return "it feeds on an operator that the policy leaves float"
         if _name(node) in self.reasons:
             return self.reasons[_name(node)]
         known = node.op_type in PRODUCTS or node.op_type in RULES or node.op_type in MOVES or is_function(node.op_type)
         if known:
             return "the plan has no 8-bit grid for its result or an operand"
         return f"{node.op_type} has no integer form"
+
+
+def _float_region(value: ir.Value) -> set[ir.Node]:
+    """The operators between a float value and the levels that it comes from."""
+    found: set[ir.Node] = set()
+    todo = [value]
+    while todo:
+        node = todo.pop().producer()
+        if node is not None and node not in found and node.op_type != "DequantizeLinear":
+            found.add(node)
+            todo += [operand for operand in node.inputs if operand is not None]
+    return found
 
 
 def _levels(emit: Emitter, value: ir.Value, grid: Grid) -> ir.Value | None:
