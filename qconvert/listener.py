@@ -10,10 +10,10 @@ class Listener:
         """Something was inferred, changed or left out that the user should know."""
 
     def start(self, what: str, total: int) -> None:
-        """A stage of ``total`` samples begins."""
+        """A stage of ``total`` steps begins: samples, or what it is called after."""
 
     def advance(self, done: int) -> None:
-        """So many samples of the stage are done; called from any thread, one at a time."""
+        """So many steps of the stage are done; called from any thread, one at a time."""
 
     def finish(self) -> None:
         """The stage ended, well or not."""

@@ -500,8 +500,8 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
         terminal.advance(done)
     terminal.finish()
     assert capsys.readouterr().err.splitlines() == [
-        "calibrating: 40/100 samples, 4.0/s, 15 s left",
-        "calibrating: 100/100 samples, 4.0/s, 0 s left",
+        "calibrating: 40/100, 4.0/s, 15 s left",
+        "calibrating: 100/100, 4.0/s, 0 s left",
     ]
 
 

@@ -80,7 +80,7 @@ class Terminal(Listener):
         self.spoke = now
         rate = done / (now - self.began)
         left = (self.total - done) / rate
-        self.console.print(f"{self.what}: {done}/{self.total} samples, {rate:.1f}/s, {left:.0f} s left")
+        self.console.print(f"{self.what}: {done}/{self.total}, {rate:.1f}/s, {left:.0f} s left")
 
     def finish(self) -> None:
         """Takes the bar away."""
