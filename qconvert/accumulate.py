@@ -94,7 +94,10 @@ class Accumulator:
         if self.exponent <= FLOAT32_SAFE_EXPONENT:
             self._set(self._histogram() + Histogram.of(x))
             return
-        kernels.fill(x, np.float32(math.ldexp(BINS, -self.exponent)), tables, self.counts)
+        scale = np.float32(math.ldexp(BINS, -self.exponent))
+        for start in range(0, x.size, kernels.BLOCK):
+            kernels.fill(x[start : start + kernels.BLOCK], scale, tables)
+            kernels.drain(tables, self.counts)
         self.counts[0] -= zeros
         self.zeros += zeros
 
