@@ -33,7 +33,7 @@ from qconvert.visit import State, readable
 from qconvert.workers import default_workers
 
 PROBES = 128
-PROBE_BYTES = 32 << 20
+PROBE_BYTES = 18 << 20
 """How many samples a ``.calib`` file keeps for choosing ranges (a power of two), how large they may be together."""
 
 
