@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qconvert.accumulate import Accumulator, scratch
+from qconvert.accumulate import Accumulators
 from qconvert.channels import ChannelAccumulator, ChannelStats
 from qconvert.errors import CalibrationError
 from qconvert.expose import open_exposed
@@ -116,8 +116,8 @@ class _Tally:
 
     def add(self, part: _Part) -> None:
         """A thread's statistics and the samples in them; called by one thread at a time."""
-        for name, accumulator in part.whole.items():
-            self.stats[name] = self.stats.get(name, TensorStats()) + accumulator.stats()
+        for name, stats in zip(part.names, part.whole.stats(), strict=True):
+            self.stats[name] = self.stats.get(name, TensorStats()) + stats
         for name, channels in part.channels.items():
             self.channels[name] = self.channels.get(name, ChannelStats()) + channels.stats()
         self.done.update(part.done)
@@ -178,15 +178,16 @@ class _Wanted:
     axes: Mapping[str, int]
 
     def empty(self) -> _Part:
-        whole = {name: Accumulator(self.detail) for name in self.names}
-        return _Part(whole, {name: ChannelAccumulator() for name in self.axes}, [], time.monotonic())
+        whole, channels = Accumulators(len(self.names), self.detail), {name: ChannelAccumulator() for name in self.axes}
+        return _Part(self.names, whole, channels, [], time.monotonic())
 
 
 @dataclass(frozen=True)
 class _Part:
     """What a thread has and did not hand in yet, since when."""
 
-    whole: dict[str, Accumulator]
+    names: Sequence[str]
+    whole: Accumulators
     channels: dict[str, ChannelAccumulator]
     done: list[int]
     began: float
@@ -195,12 +196,13 @@ class _Part:
 def _observe(visit: Visit, fetch: Fetcher, wanted: _Wanted, tally: _Tally) -> None:
     """One thread's share of the samples."""
     watched = [name for name in fetch.names if name not in wanted.names]
-    part, tables = wanted.empty(), scratch()
+    part = wanted.empty()
     for index, sample in visit:
         results = {**sample.feeds, **fetch(sample.feeds)}
-        for name in wanted.names:
-            if not part.whole[name].add(results[name], tables, index=visit.samples.number(index)):
-                _check_non_finite(name, np.asarray(results[name]), sample.name, wanted.masks)
+        tensors = [results[name] for name in wanted.names]
+        finite = part.whole.add(tensors, index=visit.samples.number(index))
+        for place in np.flatnonzero(~finite).tolist():
+            _check_non_finite(wanted.names[place], np.asarray(tensors[place]), sample.name, wanted.masks)
         for name in watched:
             _check_non_finite(name, np.asarray(results[name]), sample.name, frozenset())
         for name, axis in wanted.axes.items():

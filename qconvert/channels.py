@@ -195,8 +195,8 @@ def _rows(x: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float32]:
 
 def _extremes(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Least and greatest value of each row, not finite where the data is not; -0.0 as 0.0."""
-    low, high = (o ^ ((o >> 31) & 0x7FFFFFFF) for o in kernels.channel_extremes(rows.view(np.int32)))
-    return low.view(np.float32) + np.float32(0), high.view(np.float32) + np.float32(0)
+    low, high = kernels.channel_extremes(rows.view(np.int32))
+    return kernels.reals(low), kernels.reals(high)
 
 
 def _check_equal(before: int, now: int) -> None:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from qconvert.errors import ModelError
-from qconvert.graph import attributes, is_constant, operators, weight_bytes
+from qconvert.graph import attributes, is_constant, operators, weight_bytes, write_model
 from qconvert.session import open_session
 
 BLOCKED = "com.microsoft.nchwc"
@@ -65,15 +65,17 @@ def open_exposed(model: ir.Model, names: Sequence[str], *, provider: str, ordere
 def _reopened(model: ir.Model, names: Sequence[str], ordered: Collection[str]) -> Exposed:
     """A session of the graph that onnxruntime has optimized, without the copies."""
     with tempfile.TemporaryDirectory(prefix="qconvert.") as folder:
-        path = Path(folder) / "optimized.onnx"
-        session = open_session(model, threads=1, optimized_path=path)
-        optimized = ir.load(path)
+        source, changed = Path(folder) / "model.onnx", Path(folder) / "optimized.onnx"
+        write_model(model, source, inline=0)  # onnxruntime maps weights in files, and copies those in bytes
+        session = open_session(source, threads=1, optimized_path=changed)
+        optimized = ir.load(changed)
         moved = _drop_copies(optimized, set(names) - set(ordered))
         if not moved:
             return Exposed(session, {name: name for name in names})
         del session  # before the next is opened: each holds the weights
+        ir.save(optimized, changed)
         outputs = {name: moved.get(name, name) for name in names}
-        return Exposed(open_session(optimized, threads=1, optimize=False), outputs)
+        return Exposed(open_session(changed, threads=1, optimize=False), outputs)
 
 
 def _has_convolution(model: ir.Model) -> bool:

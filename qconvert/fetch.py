@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from qconvert.session import Feeds, numpy_type, run
 class Fetcher:
     """Fetches some tensor outputs of a session; for one thread.
 
-    The memory that the first run allocates is bound for the next ones while the input shapes stay the same; models
+    The memory that the first run allocates stays bound for the next ones while the input shapes stay the same; models
     whose output shapes depend on the data get new memory for every run.
     """
 
@@ -24,7 +24,8 @@ class Fetcher:
         """Fetches ``outputs``: the session's outputs, by the names under which they are returned."""
         self.session, self.names, self.outputs = session, list(outputs), list(outputs.values())
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.values: list[ort.OrtValue] = []
+        self.bound: ort.IOBinding | None = None
+        self.found: dict[str, npt.NDArray[Any]] = {}
         self.reusable = True
 
     def __call__(self, feeds: Feeds) -> dict[str, npt.NDArray[Any]]:
@@ -33,48 +34,52 @@ class Fetcher:
         Raises:
             ModelError: If onnxruntime fails on these feeds.
         """
+        feeds = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         shapes = {name: array.shape for name, array in feeds.items()}
         if self.shapes != shapes or not self._rerun(feeds):
-            self.shapes, self.values = shapes, self._first_run(feeds)
-        return {name: _view(value) for name, value in zip(self.names, self.values, strict=True)}
+            self._first_run(feeds)
+            self.shapes = shapes
+        return self.found
 
     def _rerun(self, feeds: Feeds) -> bool:
         """A run into the memory of the last one; False where its shapes do not fit."""
-        if not self.reusable:
+        if self.bound is None or not self.reusable:
             return False
         try:
-            self._run(feeds, self.values)
+            _run(self.session, self.bound, feeds)
         except RuntimeError:
             self.reusable = False
         return self.reusable
 
-    def _first_run(self, feeds: Feeds) -> list[ort.OrtValue]:
-        self.values = []
+    def _first_run(self, feeds: Feeds) -> None:
+        self.bound, self.found = None, {}  # frees the memory of the last one
+        binding = self.session.io_binding()
+        for name in self.outputs:
+            binding.bind_output(name, "cpu")
         try:
-            return self._run(feeds, ())
+            _run(self.session, binding, feeds)
         except RuntimeError:
             run(self.session, feeds, self.outputs)  # fails likewise, with a message that names the inputs
             raise
+        values: list[ort.OrtValue] = binding.get_outputs()
+        self.bound = self.session.io_binding()
+        for name, value in zip(self.outputs, values, strict=True):
+            self.bound.bind_ortvalue_output(name, value)
+        self.found = {name: _view(value) for name, value in zip(self.names, values, strict=True)}
 
-    def _run(self, feeds: Feeds, into: Sequence[ort.OrtValue]) -> list[ort.OrtValue]:
-        binding = self.session.io_binding()
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for index, name in enumerate(self.outputs):
-            if into:
-                binding.bind_ortvalue_output(name, into[index])
-            else:
-                binding.bind_output(name, "cpu")
-        self.session.run_with_iobinding(binding)
-        outputs: list[ort.OrtValue] = binding.get_outputs()
-        return outputs
+
+def _run(session: ort.InferenceSession, binding: ort.IOBinding, feeds: Feeds) -> None:
+    for name, array in feeds.items():
+        binding.bind_cpu_input(name, array)
+    session.run_with_iobinding(binding)
 
 
 def _view(value: ort.OrtValue) -> npt.NDArray[Any]:
-    """The tensor of an OrtValue as an array over the same memory."""
+    """The tensor of an OrtValue as an array over the same memory, which it keeps."""
     dtype, shape = numpy_type(value.data_type()), tuple(value.shape())
     count = int(np.prod(shape, dtype=np.int64))
     if count == 0:
         return np.empty(shape, dtype)
     memory = (ctypes.c_byte * (count * dtype.itemsize)).from_address(value.data_ptr())
+    memory.kept = value  # type: ignore[attr-defined]
     return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)

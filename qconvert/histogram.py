@@ -8,7 +8,6 @@ across an edge (what the order of the batches changes elsewhere).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ Counts = npt.NDArray[np.int64]
 Detail = Literal["exact", "sampled", "range"]
 """Which values a histogram counts: all, every ``stride``-th, or none. Extremes are exact in any case."""
 
-SAMPLED = 4096
+SAMPLED = 1024
 """At least so many values of a tensor in each sample are counted where not all are."""
 
 _STRIDES = (1009, 499, 251, 127, 61, 31, 13, 7, 3)
@@ -137,7 +136,7 @@ class Histogram:
 
 def exact(value: float) -> int:
     """A float32 as an integer multiple of ``2**-149``, so that sums of any order agree to the last bit."""
-    return int(math.ldexp(float(value), -MIN_EXPONENT))
+    return int(float(value) * 2.0**-MIN_EXPONENT)
 
 
 RECORDED = 1024
@@ -159,22 +158,25 @@ class SampleRanges:
     high: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @classmethod
-    def of(cls, rows: Collection[tuple[int, float, float]]) -> SampleRanges:
-        """From ``(number, low, high)``; equal numbers, as of two sets of samples, in the order of their ranges."""
-        index, low, high = zip(*sorted(rows)[:RECORDED], strict=True) if rows else ((), (), ())
-        return cls(np.array(index, np.int64), np.array(low, np.float32), np.array(high, np.float32))
-
-    def rows(self) -> list[tuple[int, float, float]]:
-        """``(number, low, high)`` of every sample."""
-        return list(zip(self.index.tolist(), self.low.tolist(), self.high.tolist(), strict=True))
+    def of(cls, index: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike) -> SampleRanges:
+        """Of any order; equal numbers, as of two sets of samples, in the order of their ranges."""
+        parts = np.asarray(index, np.int64), np.asarray(low, np.float32), np.asarray(high, np.float32)
+        order = np.lexsort(parts[::-1])[:RECORDED]
+        return cls(*(part[order] for part in parts))
 
     def __add__(self, other: SampleRanges) -> SampleRanges:
         if not (self.index.size and other.index.size):
             return other if other.index.size else self
-        return SampleRanges.of([*self.rows(), *other.rows()])
+        return SampleRanges.of(*(np.concatenate(pair) for pair in zip(self.parts(), other.parts(), strict=True)))
+
+    def parts(self) -> tuple[npt.NDArray[Any], ...]:
+        """The fields."""
+        return self.index, self.low, self.high
 
     def __eq__(self, other: object) -> bool:
-        return self.rows() == other.rows() if isinstance(other, SampleRanges) else NotImplemented
+        if not isinstance(other, SampleRanges):
+            return NotImplemented
+        return all(np.array_equal(*pair) for pair in zip(self.parts(), other.parts(), strict=True))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -239,7 +241,7 @@ class TensorStats:
             nan,
             negative,
             positive,
-            SampleRanges.of([(index, low, high)]),
+            SampleRanges.of([index], [low], [high]),
         )
 
     @property

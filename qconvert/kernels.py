@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numba
+import numba.extending
 import numpy as np
 
 from qconvert.histogram import BINS
@@ -27,6 +28,7 @@ BLOCK = TABLES * 30 * _CHUNK
 """So many values at once that no uint16 of a table overflows; narrow tables stay in the cache nearest to the core."""
 _VALUES = numba.types.Array(numba.float32, 1, "C", readonly=True)
 """A signature without it refuses arrays that may not be written to; with it, both kinds are taken."""
+_COLUMN = numba.int64[::1]
 
 
 def compiled(signature: object) -> Callable[[_F], _F]:
@@ -76,7 +78,7 @@ def drain(tables: npt.NDArray[np.uint16], counts: npt.NDArray[np.int64]) -> None
 
 @compiled(numba.types.UniTuple(numba.int64, 3)(numba.types.Array(numba.int32, 1, "C", readonly=True)))
 def extremes(bits: npt.NDArray[np.int32]) -> tuple[int, int, int]:
-    """Least and greatest value of float32 ``bits``, as ordered integers (see ``real``), and how many are 0; one pass.
+    """Least and greatest value of float32 ``bits``, as ordered integers (see ``reals``), and how many are 0; one pass.
 
     NaN and Inf lie outside of the finite values in this order, so they show in the result.
     """
@@ -89,10 +91,95 @@ def extremes(bits: npt.NDArray[np.int32]) -> tuple[int, int, int]:
     return int(low), int(high), zeros
 
 
-def real(ordered: int) -> float:
-    """The float32 of an ordered integer, -0.0 as 0.0."""
-    bits = np.int32(ordered ^ ((ordered >> 31) & 0x7FFFFFFF))
-    return float(bits.view(np.float32)) + 0.0
+@numba.extending.intrinsic  # type: ignore[untyped-decorator]
+def _pointer(_context: object, address: Any) -> tuple[object, object]:  # noqa: ANN401 - numba's types are not typed
+    """An address as a pointer to float32."""
+    kind = numba.types.CPointer(numba.types.float32)
+
+    def generate(context: Any, builder: Any, _signature: object, arguments: Any) -> object:  # noqa: ANN401
+        return builder.inttoptr(arguments[0], context.get_value_type(kind))
+
+    return kind(address), generate
+
+
+@compiled(
+    numba.void(
+        _COLUMN,
+        _COLUMN,
+        _COLUMN,
+        _COLUMN,
+        numba.int32[::1],
+        numba.float32[::1],
+        numba.uint16[:, ::1],
+        numba.int64[:, ::1],
+        numba.int32[:, ::1],
+        numba.int64[:, ::1],
+    )
+)
+def reduce_all(  # noqa: PLR0917 - numba takes no keywords at this speed
+    places: npt.NDArray[np.int64],
+    addresses: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    steps: npt.NDArray[np.int64],
+    limits: npt.NDArray[np.int32],
+    scales: npt.NDArray[np.float32],
+    tables: npt.NDArray[np.uint16],
+    counts: npt.NDArray[np.int64],
+    extreme: npt.NDArray[np.int32],
+    zeros: npt.NDArray[np.int64],
+) -> None:
+    """Extremes of ``T`` float32 tensors, and counts of every ``steps[t]``-th value of those that fit their grids.
+
+    One call for all tensors of a sample: threads that leave and take the GIL for every tensor wait for each other. Each
+    tensor is read twice while it is in the cache.
+
+    Args:
+        places: Which of the tensors.
+        addresses: Where the values of each tensor are, ``[T]``.
+        sizes: How many they are.
+        steps: Which of them are counted; 0 for none.
+        limits: A tensor fits where the bits of all its magnitudes are below this.
+        scales: See ``fill``.
+        tables: Scratch memory ``[TABLES, 2 * BINS]``, all 0 before and after.
+        counts: ``[T, 2 * BINS]``, added to; zeros are in bin 0.
+        extreme: ``[2, T]``, written: ordered integers as of ``extremes``.
+        zeros: ``[2, T]``, written: how many zeros are in each tensor, and how many were counted, -1 where it does not
+            fit.
+    """
+    chosen = np.empty(_CHUNK, np.float32)
+    for tensor in places:
+        values, step = numba.carray(_pointer(addresses[tensor]), sizes[tensor]), steps[tensor]
+        low, high, none = extremes(values.view(np.int32))
+        extreme[0, tensor], extreme[1, tensor] = np.int32(low), np.int32(high)
+        zeros[0, tensor] = zeros[1, tensor] = none
+        if step == 0 or sizes[tensor] == 0:
+            zeros[1, tensor] = 0
+        elif max(high, 0) >= limits[tensor] or max(-1 - low, 0) >= limits[tensor]:
+            zeros[1, tensor] = -1
+        elif step == 1:
+            for start in range(0, values.size, BLOCK):
+                fill(values[start : start + BLOCK], scales[tensor], tables)
+                drain(tables, counts[tensor])
+        else:
+            count, none = (values.size - 1) // step + 1, 0
+            for start in range(0, count, _CHUNK):
+                some = min(_CHUNK, count - start)
+                for i in range(some):
+                    v = values[(start + i) * step]
+                    chosen[i] = v
+                    none += int(v == 0)
+                fill(chosen[:some], scales[tensor], tables)
+                if (start // _CHUNK + 1) % (BLOCK // _CHUNK) == 0:
+                    drain(tables, counts[tensor])
+            drain(tables, counts[tensor])
+            zeros[1, tensor] = none
+
+
+def reals(ordered: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    """The float32 of ordered integers, -0.0 as 0.0."""
+    bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
+    bits[bits == -(2**31)] = 0
+    return bits.view(np.float32)
 
 
 CHANNEL_SUM_DIGITS, CHANNEL_SQUARE_DIGITS = 11, 20

@@ -94,7 +94,7 @@ def open_session(
         threads: Threads inside one run; 0 lets onnxruntime choose.
         optimize: Whether onnxruntime may rewrite the graph.
         integer: Whether it may compute on integers between Q/DQ pairs.
-        optimized_path: Where onnxruntime writes the graph that it really runs.
+        optimized_path: Where onnxruntime writes the graph that it really runs, with its weights in ``NAME.data``.
 
     Raises:
         ModelError: If onnxruntime refuses the model.
@@ -111,6 +111,9 @@ def open_session(
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
+        prefix = "session.optimized_model_external_initializers_"
+        options.add_session_config_entry(f"{prefix}file_name", f"{optimized_path.name}.data")
+        options.add_session_config_entry(f"{prefix}min_size_in_bytes", "1024")
     wanted = [PROVIDERS[provider]] if provider == "cpu" else [PROVIDERS[provider], PROVIDERS["cpu"]]
     with tempfile.TemporaryDirectory(prefix="qconvert.") as folder:
         try:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qconvert import kernels
-from qconvert.accumulate import Accumulator, scratch
+from qconvert.accumulate import Accumulators
 from qconvert.histogram import RECORDED, SAMPLED, Detail, Histogram, TensorStats
 
 Array = npt.NDArray[Any]
@@ -30,11 +30,11 @@ arrays = hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=3, min_sid
 
 def check(parts: list[Array]) -> TensorStats:
     """The accumulator's statistics, after they were found to be those of the reference, with clean scratch memory."""
-    accumulator, tables = Accumulator(), scratch()
+    accumulators = Accumulators(1)
     for part in parts:
-        assert accumulator.add(part, tables) == bool(np.isfinite(part).all())
-        assert not tables.any()
-    stats = accumulator.stats()
+        assert accumulators.add([part]).tolist() == [bool(np.isfinite(part).all())]
+        assert not accumulators.tables.any()
+    (stats,) = accumulators.stats()
     assert stats == reduce(add, map(TensorStats.of, parts), TensorStats())
     return stats
 
@@ -106,10 +106,10 @@ def test_the_accumulator_leaves_its_input_alone() -> None:
 
 
 def test_stats_are_a_value_that_later_samples_do_not_change() -> None:
-    accumulator, tables = Accumulator(), scratch()
-    accumulator.add(np.ones(10, np.float32), tables)
-    first = accumulator.stats()
-    accumulator.add(np.full(10, 64, np.float32), tables)
+    accumulators = Accumulators(1)
+    accumulators.add([np.ones(10, np.float32)])
+    (first,) = accumulators.stats()
+    accumulators.add([np.full(10, 64, np.float32)])
     assert first == TensorStats.of(np.ones(10, np.float32))
 
 
@@ -118,10 +118,10 @@ def test_threads_share_nothing() -> None:
     parts = [(rng.standard_normal(20_000) * 3.0 ** (k % 5)).astype(np.float32) for k in range(12)]
 
     def shard(k: int) -> TensorStats:
-        accumulator, tables = Accumulator(), scratch()
+        accumulators = Accumulators(1)
         for part in parts[k::4]:
-            accumulator.add(part, tables)
-        return accumulator.stats()
+            accumulators.add([part])
+        return accumulators.stats()[0]
 
     with ThreadPoolExecutor(4) as pool:
         assert reduce(add, pool.map(shard, range(4))) == check(parts)
@@ -136,12 +136,13 @@ def test_extremes_of_any_bits(bits: npt.NDArray[np.int32]) -> None:
     """NaN of either sign included."""
     x = bits.view(np.float32)
     low, high, zeros = kernels.extremes(bits)
+    least, greatest = kernels.reals(np.array([low, high], np.int32)).tolist()
     assert zeros == (x == 0).sum()
     if x.size and np.isfinite(x).all():
-        assert (kernels.real(low), kernels.real(high)) == (x.min(), x.max())
-        assert math.copysign(1, kernels.real(low)) == math.copysign(1, float(x.min()) + 0.0)
+        assert (least, greatest) == (x.min(), x.max())
+        assert math.copysign(1, least) == math.copysign(1, float(x.min()) + 0.0)
     elif x.size:
-        assert not (math.isfinite(kernels.real(low)) and math.isfinite(kernels.real(high)))
+        assert not (math.isfinite(least) and math.isfinite(greatest))
 
 
 @pytest.mark.parametrize("size", [245_759, 245_760, 300_000, 2 * 245_760 + 3])
@@ -156,11 +157,12 @@ def test_narrow_tables_do_not_overflow(size: int) -> None:
 def test_every_detail_equals_the_sum_of_the_parts(detail: Detail, sizes: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     parts = [(rng.standard_normal(size) * 4.0**k).astype(np.float32) for k, size in enumerate(sizes)]
-    accumulator, tables = Accumulator(detail), scratch()
+    accumulators = Accumulators(2, detail)
     for index, part in enumerate(parts):
-        accumulator.add(part, tables, index=index)
-    expected = [TensorStats.of(part, detail=detail, index=index) for index, part in enumerate(parts)]
-    assert accumulator.stats() == reduce(add, expected, TensorStats())
+        accumulators.add([part, -part[::2]], index=index)
+    for place, side in enumerate((lambda x: x, lambda x: -x[::2])):
+        expected = [TensorStats.of(side(part), detail=detail, index=index) for index, part in enumerate(parts)]
+        assert accumulators.stats()[place] == reduce(add, expected, TensorStats())
 
 
 def test_a_sampled_histogram_counts_a_share_of_the_values_and_all_extremes() -> None:
@@ -175,8 +177,8 @@ def test_a_sampled_histogram_counts_a_share_of_the_values_and_all_extremes() -> 
 
 
 def test_ranges_of_so_many_samples_are_kept() -> None:
-    accumulator, tables = Accumulator("range"), scratch()
+    accumulators = Accumulators(1, "range")
     for index in reversed(range(3 * RECORDED)):
-        accumulator.add(np.array([-1.0, index], np.float32), tables, index=index)
-    ranges = accumulator.stats().ranges
+        accumulators.add([np.array([-1.0, index], np.float32)], index=index)
+    ranges = accumulators.stats()[0].ranges
     assert ranges.index.tolist() == ranges.high.tolist() == list(range(RECORDED))

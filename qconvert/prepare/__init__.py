@@ -80,10 +80,12 @@ def prepare(
     check = bool(probes) and not any(op.node.op_type in _RANDOM for op in operators(model))
     reference = _outputs(model, probes) if check and original is None else None
     tolerance = HALF_SAME_DB if is_half(model) else SAME_DB
+    backup = model.clone()
     for name, stage in _stages(model, min_opset, fold=fold):
-        note = _run_stage(model, name, stage)
+        note = _run_stage(model, name, stage, backup)
         if not note:
             continue
+        backup = model.clone()
         notes.append(note)
         if check:
             reference = reference or _outputs(original or model, probes)
@@ -106,9 +108,8 @@ def _stages(model: ir.Model, min_opset: int, *, fold: bool) -> list[tuple[str, S
     return [*stages, ("folding BatchNormalization", fold_batchnorm)]
 
 
-def _run_stage(model: ir.Model, name: str, stage: Stage) -> str:
+def _run_stage(model: ir.Model, name: str, stage: Stage, backup: ir.Model) -> str:
     """A stage that fails leaves the graph as it was."""
-    backup = model.clone()
     try:
         return stage(model)
     except QConvertError:
