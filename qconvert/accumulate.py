@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -173,14 +173,12 @@ class Accumulators:
         found = [_of_samples(index, *row) for row in zip(lows, highs, strict=True)]
         return [before + one for before, one in zip(self.before, found, strict=True)] if self.before else found
 
-    def stats(self) -> list[TensorStats]:
-        """The statistics so far, ``[T]``."""
-        known = self._ranges()
-        columns = zip(known, self.values.tolist(), self.strange.tolist(), strict=True)
-        return [
-            replace(one, histogram=self._histogram(place), values=values, nan=nan, negative_inf=low, positive_inf=high)
-            for place, (one, values, (nan, low, high)) in enumerate(columns)
-        ]
+    def stats(self) -> Iterator[TensorStats]:
+        """The statistics so far, ``T`` of them; made one by one, because all of them are as large as this."""
+        columns = zip(self._ranges(), self.values.tolist(), self.strange.tolist(), strict=True)
+        for place, (one, values, (nan, low, high)) in enumerate(columns):
+            histogram = self._histogram(place)
+            yield replace(one, histogram=histogram, values=values, nan=nan, negative_inf=low, positive_inf=high)
 
 
 def _nothing() -> None:

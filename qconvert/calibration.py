@@ -118,11 +118,14 @@ def save(calibration: Calibration, path: Path, *, force: bool, state: State | No
         "state": None if state is None else [[*map(list, state.groups)], state.passes, sorted(state.done)],
     }
     members = {f"probe_{i}_{j}": a for i, probe in enumerate(calibration.probes) for j, a in enumerate(probe.values())}
-    counts = np.array([(row.histogram.negative, row.histogram.positive) for row in rows], np.int64)
+    narrow = all(row.values <= np.iinfo(np.uint32).max for row in rows)
+    counts = np.empty((len(rows), 2, BINS), np.uint32 if narrow else np.int64)
+    for place, row in zip(counts, rows, strict=True):
+        place[0], place[1] = row.histogram.negative, row.histogram.positive
     text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
     with atomic_output(path, force=force) as temporary, temporary.open("wb") as file:
         arrays = {part: getattr(ranges, part) for part in RANGES} | _channel_members(source.channels)
-        _write(file, {"header": text, "counts": counts.reshape(-1, 2, BINS), **arrays, **members})
+        _write(file, {"header": text, "counts": counts, **arrays, **members})
 
 
 def _channel_members(channels: Mapping[str, ChannelStats]) -> dict[str, npt.NDArray[Any]]:
@@ -156,7 +159,7 @@ def _write(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
             np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy")  # whose date is always the same
             way = zipfile.ZIP_STORED if name.startswith("probe_") else zipfile.ZIP_DEFLATED  # samples hardly shrink
-            archive.writestr(info, member.getvalue(), way, compresslevel=1)
+            archive.writestr(info, member.getbuffer(), way, compresslevel=1)  # a view: no copy
 
 
 def _portable(number: float) -> str:
@@ -200,7 +203,8 @@ def load_part(path: Path) -> tuple[Calibration, State | None]:
 
 def _read(header: Mapping[str, Any], archive: Mapping[str, Any]) -> tuple[Calibration, State | None]:
     stats, parts, at = {}, [archive[part] for part in RANGES], 0
-    for (name, recorded, exponent, zeros, *scalars), counts in zip(header["values"], archive["counts"], strict=True):
+    rows = zip(header["values"], archive["counts"].astype(np.int64), strict=True)
+    for (name, recorded, exponent, zeros, *scalars), counts in rows:
         low, high, *whole = scalars
         samples, values, low_sum, high_sum, nan, negative, positive = map(int, whole)
         stats[name] = TensorStats(

@@ -211,6 +211,7 @@ def _observe(visit: Visit, fetch: Fetcher, wanted: _Wanted, tally: _Tally) -> No
         if tally.keep is not None and time.monotonic() - part.began >= CHECKPOINT_SECONDS:
             with visit.lock:
                 tally.add(part)
+            del part  # before the next is made: each holds a histogram of every value
             part = wanted.empty()
     with visit.lock:
         tally.add(part)

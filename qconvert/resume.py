@@ -13,6 +13,7 @@ from qconvert.calibration import PART_SUFFIX, Calibration
 from qconvert.errors import CalibrationError
 from qconvert.files import TEMPORARY
 from qconvert.visit import State
+from qconvert.workers import release_memory
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Journal:
     def keep(self, state: State) -> None:
         """Writes how far the run came, in place of what was kept before."""
         calibration.save(self.about, self.path, force=True, state=state)
+        release_memory()
 
     def drop(self) -> None:
         """Forgets the run."""
