@@ -55,7 +55,7 @@ def open_exposed(model: ir.Model, names: Sequence[str], *, provider: str, ordere
     Raises:
         ModelError: If onnxruntime refuses the model.
     """
-    with _exposed(model, names) as augmented:
+    with exposing(model, names) as augmented:
         if provider == "cpu" and weight_bytes(model) <= REOPEN_LIMIT and _has_convolution(model):
             with suppress(ModelError, OSError):  # no room for the file, or an onnxruntime that does not read its own
                 return _reopened(augmented, names, ordered)
@@ -101,7 +101,7 @@ def _drop_copies(model: ir.Model, names: Collection[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _exposed(model: ir.Model, names: Sequence[str]) -> Iterator[ir.Model]:
+def exposing(model: ir.Model, names: Sequence[str]) -> Iterator[ir.Model]:
     """The model with more outputs, for as long as it takes to open a session."""
     outputs = model.graph.outputs
     before = list(outputs)

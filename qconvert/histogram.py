@@ -250,6 +250,12 @@ class TensorStats:
         return not (self.nan or self.negative_inf or self.positive_inf)
 
     @property
+    def not_finite(self) -> str:
+        """What was seen beside finite values, e.g. ``3 NaN, 1 -Inf``."""
+        kinds = (("NaN", self.nan), ("-Inf", self.negative_inf), ("+Inf", self.positive_inf))
+        return ", ".join(f"{count} {kind}" for kind, count in kinds if count)
+
+    @property
     def mean_low(self) -> float:
         """Mean over the samples of each one's least value, correctly rounded."""
         return self.low_sum / (max(self.samples, 1) << -MIN_EXPONENT)

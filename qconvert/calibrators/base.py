@@ -174,9 +174,7 @@ class Calibrator(ABC):
 def _require_finite(stats: TensorStats) -> None:
     """Refuses statistics from which no range follows."""
     if not stats.finite:
-        kinds = {"NaN": stats.nan, "-Inf": stats.negative_inf, "+Inf": stats.positive_inf}
-        seen = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-        message = f"expected finite values, got {seen}"
+        message = f"expected finite values, got {stats.not_finite}"
         raise CalibrationError(message, hint="the float model makes them on these samples; check their preprocessing")
     if stats.values == 0:
         message = "no value was seen"

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qconvert.graph import operators
+from qconvert.expose import exposing
 from qconvert.session import Feeds, open_session, run
 
 
@@ -26,13 +26,9 @@ class Observer:
         Raises:
             ModelError: If onnxruntime refuses the model.
         """
-        copy = model.clone()
-        self._inputs = {value.name for value in copy.graph.inputs}
-        outputs = {value.name for value in copy.graph.outputs}
-        made = {value.name: value for op in operators(copy) if not op.subgraph for value in op.node.outputs}
-        extra = [name for name in dict.fromkeys(names) if name not in self._inputs | outputs]
-        copy.graph.outputs.extend(made[name] for name in extra)
-        self._session = open_session(copy, threads=1)
+        self._inputs = {value.name for value in model.graph.inputs}
+        with exposing(model, [name for name in dict.fromkeys(names) if name not in self._inputs]) as exposed:
+            self._session = open_session(exposed, threads=1)
 
     def __call__(self, names: Sequence[str], probe: Feeds) -> dict[str, npt.NDArray[np.float32]]:
         """Some of the values for one sample.

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from qconvert import calibration
 from qconvert.calibration import Calibration
-from qconvert.capture import Way, capture
+from qconvert.capture import Captured, Way, capture
 from qconvert.errors import CorruptSampleError
 from qconvert.files import check_writable
 from qconvert.graph import file_hash, load_model, operators, weight_bytes
@@ -62,7 +62,8 @@ def calibrate(
         model: The float model.
         data: Samples: a folder of images, ``.npy``/``.npz`` files or ONNX test data; or one file.
         output: Where to write the ``.calib`` file; None writes none.
-        policy: Its ``preprocess`` is used, and operators that it leaves float are not observed.
+        policy: Its ``preprocess`` is used; operators that it leaves float are not observed, nor those that its target
+            and most others compute in float.
         preprocess: How images become inputs; wins over the policy's; None infers it.
         limit: How many samples to choose; None takes all.
         seed: Which ones.
@@ -95,7 +96,7 @@ def calibrate(
         listener.note(note)
     names = _observable(graph, policy, listener)
     axes = {name: axis for name, axis in channel_axes(graph).items() if name in names} if channels else {}
-    kept = _kept(order, first)
+    kept = _kept(order, first) if detail != "range" else list(first)
     passes = plan_passes(
         value_bytes(graph, names, probes[0]),
         weights=weight_bytes(graph),
@@ -104,13 +105,11 @@ def calibrate(
         limit=max_memory,
     )
     listener.note(str(passes))
-    folder = output.parent if output is not None else Path()
-    where = Path(os.path.relpath(model, folder)).as_posix()
     about = {**samples.description, "provider": provider, "statistics": detail, "channels": channels}
-    result = Calibration(where, digest, about, 0, (), {}, probes)
-    state, journal = State(passes.groups), None
-    if output is not None:
-        journal = Journal.beside(output, result)
+    result = Calibration(_relative(model, output), digest, about, 0, (), {}, probes)
+    journal = Journal.beside(output, result) if output is not None else None
+    state = State(passes.groups)
+    if journal is not None:
         state = journal.begin(state, resume=resume, note=listener.note)
     way = Way(
         detail=detail,
@@ -123,12 +122,7 @@ def calibrate(
         ready=first,
         gather=frozenset(kept),
     )
-    listener.start("calibrating", len(samples) * len(state.groups))
-    try:
-        found = capture(graph, state, samples, way)
-    finally:
-        listener.finish()
-    say_skipped(found.skipped, listener)
+    found = _captured(graph, state, samples, way, listener)
     result = replace(
         result,
         samples=found.samples,
@@ -141,6 +135,21 @@ def calibrate(
         calibration.save(result, output, force=force)
         journal.drop()
     return result
+
+
+def _relative(model: Path, output: Path | None) -> str:
+    """Where the model is, seen from the file that is written."""
+    return Path(os.path.relpath(model, output.parent if output is not None else Path())).as_posix()
+
+
+def _captured(graph: ir.Model, state: State, samples: SampleSet, way: Way, listener: Listener) -> Captured:
+    listener.start("calibrating", len(samples) * len(state.groups))
+    try:
+        found = capture(graph, state, samples, way)
+    finally:
+        listener.finish()
+    say_skipped(found.skipped, listener)
+    return found
 
 
 def _first(samples: SampleSet, order: Sequence[int]) -> dict[int, Sample]:
@@ -178,11 +187,11 @@ def spread(count: int) -> list[int]:
 
 def _observable(graph: ir.Model, policy: Policy, listener: Listener) -> tuple[str, ...]:
     """The values to observe; says what cannot be."""
-    placement, table, _ = make_placement(graph, policy)
+    placement, table, target = make_placement(graph, policy)
     if not placement.integer:
         raise nothing_to_quantize(placement)
     _say_left_float(graph, listener)
-    return candidate_values(graph, table)
+    return candidate_values(graph, table, target)
 
 
 def _say_left_float(graph: ir.Model, listener: Listener) -> None:
