@@ -1,7 +1,7 @@
 """Quantize ONNX models and prove that they still work.
 
 Every command of ``qconvert`` is one public function here: ``inspect``, ``calibrate``, ``quantize``, ``evaluate``,
-``convert``.
+``compare``, ``sensitivity``, ``convert``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from qconvert.conversion import convert as convert
     from qconvert.inspection import inspect as inspect
     from qconvert.pipeline import calibrate as calibrate
+    from qconvert.pipeline import compare as compare
     from qconvert.pipeline import evaluate as evaluate
     from qconvert.pipeline import quantize as quantize
+    from qconvert.pipeline import sensitivity as sensitivity
     from qconvert.plan import Plan as Plan
+    from qconvert.reports import Report as Report
 
 __version__ = "0.1.0"
 
@@ -24,23 +27,29 @@ _HOMES = {
     "Calibration": "qconvert.calibration",
     "Evaluation": "qconvert.comparison",
     "Plan": "qconvert.plan",
+    "Report": "qconvert.reports",
     "calibrate": "qconvert.pipeline",
+    "compare": "qconvert.pipeline",
     "convert": "qconvert.conversion",
     "evaluate": "qconvert.pipeline",
     "inspect": "qconvert.inspection",
     "quantize": "qconvert.pipeline",
+    "sensitivity": "qconvert.pipeline",
 }
 
 __all__ = [
     "Calibration",
     "Evaluation",
     "Plan",
+    "Report",
     "__version__",
     "calibrate",
+    "compare",
     "convert",
     "evaluate",
     "inspect",
     "quantize",
+    "sensitivity",
 ]
 
 

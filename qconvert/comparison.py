@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,19 @@ from qconvert.kernel_census import Kernel, census
 from qconvert.provenance import recorded_interface
 from qconvert.rewrite.interface import Interface
 from qconvert.samples import Sample, SampleSet
-from qconvert.scores import Accuracy, Fidelity, Hits, Sums, pool_accuracy, pool_fidelity, sample_hits, sample_sums
+from qconvert.samples.types import Json
+from qconvert.scores import (
+    Accuracy,
+    Fidelity,
+    Hits,
+    Sums,
+    drop_interval,
+    pool_accuracy,
+    pool_fidelity,
+    sample_hits,
+    sample_sums,
+    without_padding,
+)
 from qconvert.session import Feeds, open_session, run
 from qconvert.visit import Progress, Visit, readable
 from qconvert.workers import default_workers
@@ -64,6 +76,9 @@ class Evaluation:
         samples: How many samples were run.
         skipped: Samples that could not be read: ``(name, reason)``.
         notes: What the reader should know, one line each.
+        data: Which samples, as JSON values.
+        top1_drop_interval: 95 % interval of the top-1 accuracy that is lost, points; None without labels.
+        top5_drop_interval: The same of top-5.
     """
 
     reference: Side
@@ -72,6 +87,9 @@ class Evaluation:
     samples: int
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    data: Mapping[str, Json] = field(default_factory=dict)
+    top1_drop_interval: tuple[float, float] | None = None
+    top5_drop_interval: tuple[float, float] | None = None
 
 
 def compare_models(
@@ -117,7 +135,17 @@ def compare_models(
         Side(path, file_size(path), accuracy[side], times[side], census(path, provider=provider))
         for side, path in enumerate((reference, candidate))
     ]
-    return Evaluation(sides[0], sides[1], tuple(f for f in fidelity if f is not None), len(rows), visit.skipped)
+    hits = [row.hits[0] for row in rows], [row.hits[1] for row in rows]
+    return Evaluation(
+        sides[0],
+        sides[1],
+        tuple(f for f in fidelity if f is not None),
+        len(rows),
+        visit.skipped,
+        data=samples.description,
+        top1_drop_interval=drop_interval(*hits, "top1"),
+        top5_drop_interval=drop_interval(*hits, "top5"),
+    )
 
 
 def compare_outputs(
@@ -193,17 +221,14 @@ def _rows(pair: _Pair, visit: Visit, threads: int) -> list[_Row]:
 
     def work() -> None:
         for index, sample in visit:
-            outputs = [(_real(a, sample, batch), _real(b, sample, batch)) for a, b in pair.run(sample.feeds)]
+            outputs = [
+                (without_padding(a, sample.count, batch), without_padding(b, sample.count, batch))
+                for a, b in pair.run(sample.feeds)
+            ]
             found[index] = _compare(sample, outputs)
 
     visit.run(work, threads)
     return [found[index] for index in sorted(found)]
-
-
-def _real(output: Any, sample: Sample, batch: int) -> Any:  # noqa: ANN401 - see sample_sums
-    """The output without the rows of repeated items that fill the last batch."""
-    padded = sample.count < batch and isinstance(output, np.ndarray) and output.shape[:1] == (batch,)
-    return output[: sample.count] if padded else output
 
 
 def _compare(sample: Sample, outputs: Sequence[tuple[Any, Any]]) -> _Row:

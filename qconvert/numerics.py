@@ -187,8 +187,8 @@ def params_from_range(
     return QuantParams(np.asarray(scale, np.float32), np.asarray(zero, np.int32), dtype, axis, narrow_range, block_size)
 
 
-def _along(values: npt.NDArray[Any], params: QuantParams, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """The scales or zero points so that they broadcast over an array of this shape."""
+def along(values: npt.NDArray[Any], params: QuantParams, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """What has the shape of the scale, so that it broadcasts over a tensor of this shape."""
     if params.axis is None or values.ndim == 0:
         return values
     axis = params.axis % len(shape)
@@ -206,7 +206,7 @@ def quantize(x: FloatArray, params: QuantParams) -> LevelArray:
     if np.isnan(x).any():
         message = "a NaN has no level"
         raise ValueError(message)
-    scale, zero = _along(params.scale, params, x.shape), _along(params.zero_point, params, x.shape)
+    scale, zero = along(params.scale, params, x.shape), along(params.zero_point, params, x.shape)
     wide = np.float64 if params.dtype.bits > 16 else np.float32  # float32 has no room for the levels of a bias
     with np.errstate(over="ignore"):
         levels = np.rint(x.astype(wide) / scale.astype(wide))
@@ -215,7 +215,7 @@ def quantize(x: FloatArray, params: QuantParams) -> LevelArray:
 
 def dequantize(levels: npt.NDArray[Any], params: QuantParams) -> npt.NDArray[np.float32]:
     """Reals of the levels: ``scale * (level - zero_point)``, float32."""
-    scale, zero = _along(params.scale, params, levels.shape), _along(params.zero_point, params, levels.shape)
+    scale, zero = along(params.scale, params, levels.shape), along(params.zero_point, params, levels.shape)
     return _real(levels.astype(np.int64) - zero, scale)
 
 

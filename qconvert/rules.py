@@ -9,7 +9,8 @@ Roles of an operator (``kind``):
 * ``relu``: a clamp that the quantized range of its input can make redundant.
 * ``float``: stays float; its row only says what range its output has.
 
-Operators without a row stay float, and so does what only they read.
+Operators without a row stay float, and so does what only they read. For a target with an integer kernel for what others
+compute in float, that is ``light`` (see ``role``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qconvert.numerics import Range
-from qconvert.targets import MOVES
+from qconvert.targets import MOVES, Target
 
 Kind = Literal["heavy", "light", "same", "bridge", "relu", "float"]
 
@@ -117,9 +118,7 @@ _BRIDGES = (
     "Softplus",
     "Softsign",
     "ThresholdedRelu",
-    "PRelu",
     "BatchNormalization",
-    "InstanceNormalization",
     "GroupNormalization",
     "ReduceMean",
     "ReduceMax",
@@ -147,6 +146,21 @@ OP_RULES: dict[str, OpRule] = {
         OpRule("HardSigmoid", "bridge", output_range=_UNIT),
         OpRule("Tanh", "bridge", output_range=_SIGNED_UNIT),
         OpRule("Softmax", "float", output_range=_UNIT),
+        OpRule("LogSoftmax", "float"),
+        OpRule("LpNormalization", "float", output_range=_SIGNED_UNIT),
+        OpRule("LayerNormalization", "float", weight=1, bias=2),
+        OpRule("InstanceNormalization", "bridge", weight=1, bias=2),
+        OpRule("PRelu", "bridge", None),
         *(OpRule(name, "bridge") for name in _BRIDGES),
+        *(OpRule(name, "float", None) for name in ("Sub", "Div", "Max", "Min")),
     )
 }
+
+
+def role(op_type: str, target: Target) -> Kind | None:
+    """The role of an operator for a target; None of one that has no row."""
+    rule = OP_RULES.get(op_type)
+    if rule is None:
+        return None
+    promoted = op_type in target.integer_ops and rule.kind in {"bridge", "relu", "float"}
+    return "light" if promoted else rule.kind

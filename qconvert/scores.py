@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from qconvert.intervals import Floats, bootstrap
 from qconvert.metrics import ratio_db
 
 TOP_K = 5
@@ -31,6 +32,7 @@ class Fidelity:
             element.
         rows: How many rows that is a percentage of.
         samples: Over how many samples.
+        sqnr_interval_db: 95 % interval of the SQNR; None for one sample, or where it is not finite.
     """
 
     output: str
@@ -39,6 +41,7 @@ class Fidelity:
     argmax_agreement: float | None
     rows: int
     samples: int
+    sqnr_interval_db: tuple[float, float] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,12 @@ class Hits:
     top5: int
     items: int
     classes: int
+
+
+def without_padding(output: Any, items: int, batch: int) -> Any:  # noqa: ANN401 - see sample_sums
+    """An output without the rows of repeated items that fill a batch of ``batch`` of which ``items`` are real."""
+    padded = items < batch and isinstance(output, np.ndarray) and output.shape[:1] == (batch,)
+    return output[:items] if padded else output
 
 
 def sample_sums(before: Any, after: Any) -> Sums | None:  # noqa: ANN401 - onnxruntime outputs are arrays, lists or dictionaries
@@ -111,7 +120,28 @@ def pool_fidelity(name: str, sums: Sequence[Sums | None]) -> Fidelity | None:
     total = sum(row.rows for row in rows)
     agreement = 100 * sum(row.agree for row in rows) / total if total else None
     sqnr = ratio_db(math.fsum(row.signal for row in rows), math.fsum(row.noise for row in rows))
-    return Fidelity(name, sqnr, math.fsum(row.cosine for row in rows) / len(rows), agreement, total, len(rows))
+    cosine = math.fsum(row.cosine for row in rows) / len(rows)
+    return Fidelity(name, sqnr, cosine, agreement, total, len(rows), _sqnr_interval(rows))
+
+
+def _sqnr_interval(rows: Sequence[Sums]) -> tuple[float, float] | None:
+    powers = np.array([(row.signal, row.noise) for row in rows])
+    if not np.isfinite(powers).all():
+        return None
+    return bootstrap(powers, lambda sums: np.array([ratio_db(signal, noise) for signal, noise in sums.tolist()]))
+
+
+def drop_interval(
+    before: Sequence[Hits | None], after: Sequence[Hits | None], key: Literal["top1", "top5"]
+) -> tuple[float, float] | None:
+    """95 % interval of the accuracy that is lost, points; paired, for both models saw the same samples."""
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+    rows = np.array([(getattr(a, key) - getattr(b, key), a.items) for a, b in pairs], np.float64).reshape(-1, 2)
+
+    def points(sums: Floats) -> Floats:
+        return 100 * sums[:, 0] / sums[:, 1]
+
+    return bootstrap(rows, points)
 
 
 def pool_accuracy(hits: Sequence[Hits | None]) -> Accuracy | None:

@@ -33,6 +33,7 @@ from qconvert.rewrite.packing import Stored, packed_sizes, weight_sqnr
 from qconvert.rewrite.weight_forms import needed_opset, readings
 from qconvert.rewrite.weight_only import to_weight_only
 from qconvert.session import TWO_BIT_OPSET, Feeds, check_opset, check_provider, open_session, run
+from qconvert.support import check
 from qconvert.visit import readable
 from qconvert.workers import release_memory
 
@@ -115,6 +116,7 @@ def quantize_weights(
         QConvertError: If anything the user can mend stops the work; nothing is written then.
     """
     policy = policy or Policy()
+    check(policy, "weight-only")
     check_provider(provider)
     check_writable(output, force=force, keep=model)
     graph = load_model(model)

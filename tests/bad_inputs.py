@@ -29,6 +29,7 @@ Around = Callable[[], contextlib.AbstractContextManager[Any]]
 
 CALIBRATE = "calibrate model.onnx --data images -o new.calib"
 QUANTIZE = "quantize model.onnx --calibration model.calib -o new.onnx"
+WEIGHTS = "quantize model.onnx --mode weight-only -o new.onnx"
 EVALUATE = "evaluate model.onnx model.int8.onnx --data images"
 GOOD_POLICY = "version: 1\ntarget: ort-cpu\n"
 
@@ -363,13 +364,33 @@ CASES = (
     Case("everything excluded", QUANTIZE + " --exclude Conv", "nothing to quantize: left float by --exclude Conv", "qconvert inspect"),
     Case("samples without data", QUANTIZE + " --samples 3", "are about samples", "give --data"),
     Case("unknown target", QUANTIZE + " --target tensorr", "--target: expected one of ort-cpu, tensorrt, generic", "did you mean 'tensorrt'?"),
-    Case("unknown target, policy init", "policy init p.yaml --target openvinoo", "unknown target 'openvinoo'", "qconvert targets"),
+    Case("unknown target, policy init", "policy init p.yaml --target openvinoo", "unknown target 'openvinoo'", "did you mean 'openvino'"),
     Case("unknown calibrator", QUANTIZE + " --calibrator entrpy", "--calibrator: expected one of minmax", "did you mean 'entropy'?"),
     Case("unknown parameter of a calibrator", QUANTIZE + " --calibrator percentile:percent=9", "--calibrator: percent: unknown key", "percentile"),
     Case("parameter of a calibrator out of its limits", QUANTIZE + " --calibrator percentile:percentile=101", "--calibrator: percentile: expected a number", "default"),
     Case("unknown scheme", QUANTIZE + " --scheme per-chanel", "--scheme: expected one of per-tensor, per-channel, per-group", "did you mean 'per-channel'?"),
     Case("unknown type", QUANTIZE + " --weights int5", "--weights: expected one of", "did you mean 'int8'?"),
-    Case("type that the target does not take", QUANTIZE + " --target tensorrt --activations uint8", "target tensorrt takes int8, not uint8", "qconvert targets"),
+    Case("type that the target does not take", QUANTIZE + " --target tensorrt --activations uint8", "--target tensorrt --activations uint8: target tensorrt takes int8, not uint8", "nearest: --activations int8 ('qconvert formats'"),
+    # cells that 'qconvert formats' does not list
+    Case("format that the target does not read", QUANTIZE + " --target tensorrt --format qoperator", "--target tensorrt --format qoperator: target tensorrt reads qdq models", "nearest: --format qdq"),
+    Case("format that a microcontroller does not read", QUANTIZE + " --target integer-mcu --format qoperator", "target integer-mcu reads qdq and integer models", "nearest: --format qdq"),
+    Case("mode that the target does not have", QUANTIZE + " --target qnn --mode dynamic", "--target qnn --mode dynamic: target qnn takes static models only", "nearest: --mode static"),
+    Case("static mode for weights alone", QUANTIZE + " --target trt-int4", "--target trt-int4: target trt-int4 takes weight-only models only", "nearest: --mode weight-only"),
+    Case("groups that the target does not store", WEIGHTS + " --target tensorrt --scheme per-group", "target tensorrt stores int8 per-channel, per-tensor, not per-group", "nearest: --scheme per-channel"),
+    Case("groups of a size that the target does not take", WEIGHTS + " --target trt-int4 --scheme per-group --group-size 32", "target trt-int4 takes groups of 128 or 64, not 32", "nearest: --group-size 128"),
+    Case("groups of 8-bit floats", WEIGHTS + " --weights float8e5m2 --scheme per-group", "float8e5m2 has one scale a channel or a tensor", "nearest: --scheme per-channel"),
+    Case("type that weight-only models do not have", WEIGHTS + " --target openvino --weights int2", "target openvino stores int8, uint8, int4, uint4, not int2", "nearest: --weights int8"),
+    Case("groups in a static model", QUANTIZE + " --target qnn --scheme per-group", "target qnn takes no per-group weights", "nearest: --scheme per-channel"),
+    Case("groups in a format without", QUANTIZE + " --format integer --scheme per-group", "--format integer --scheme per-group: format integer has no scale for each group", "nearest: --scheme per-channel"),
+    Case("16 bits in integer operators", QUANTIZE + " --format qoperator --activations uint16", "activations is uint16: onnxruntime's integer operators take 8 bits", "nearest: --activations uint8"),
+    Case("16-bit weights in the integer format", QUANTIZE + " --format integer --weights int16", "weights is int16: sums, tables and products are made for 8 bits", "nearest: --weights int8"),
+    Case("types that do not go together", QUANTIZE + " --format qoperator --activations int8 --weights uint8", "no integer operator for signed activations and unsigned weights", "nearest: --weights int8"),
+    Case("input type of 16-bit activations", QUANTIZE + " --activations uint16 --input-type int8", "uint16 levels do not fit into int8 inputs", "nearest: --activations uint8"),
+    Case("sums without their bias", QUANTIZE + " --target tensorrt --output-type int32", "target tensorrt adds biases in float, so that no int32 sum has them", "nearest: --output-type float32"),
+    Case("format of a dynamic model", QUANTIZE + " --mode dynamic --format qoperator", "dynamic models have one form, with float inputs and outputs", "nearest: --format qdq"),
+    Case("dynamic activations of another type", QUANTIZE + " --mode dynamic --activations int8", "per-tensor activations are uint8", "nearest: --activations uint8"),
+    Case("16-bit weights in dynamic mode", QUANTIZE + " --mode dynamic --weights int16", "dynamic mode takes at most 8 bits, not int16", "nearest: --weights int8"),
+    Case("rule that the target does not take", QUANTIZE + " --policy rule.yaml", "rules[0] (rule.yaml:4): --target tensorrt --weights uint4: target tensorrt takes int8, not uint4", "nearest: --weights int8", _text("rule.yaml", "version: 1\ntarget: tensorrt\nrules:\n  - match: {op_types: [Conv]}\n    weights: {dtype: uint4}\n")),
     # the machine and the output
     Case("unknown provider", CALIBRATE + " --provider cudaa", "unknown provider 'cudaa': expected one of cpu, cuda, tensorrt", "qconvert doctor"),
     Case("provider that is not here", CALIBRATE + " --provider cuda", "provider 'cuda': this onnxruntime", "qconvert[gpu]", around=_cpu_only),

@@ -186,8 +186,8 @@ def placed(graph: ir.Model, wanted: Policy | None = None) -> Placement:
 def planned(graph: ir.Model, samples: Sequence[Feeds], wanted: Policy | None = None) -> Plan:
     """The plan of a prepared graph."""
     chosen = wanted or policy()
-    _, table, _ = make_placement(graph, chosen)
-    return make_plan(graph, chosen, statistics(graph, candidate_values(graph, table), samples))
+    _, table, target = make_placement(graph, chosen)
+    return make_plan(graph, chosen, statistics(graph, candidate_values(graph, table, target), samples))
 
 
 def quantized(

@@ -31,6 +31,7 @@ COMMANDS = (
     ("stats",),
     ("quantize",),
     ("evaluate",),
+    ("compare",),
     ("convert",),
     ("targets",),
     ("doctor",),

@@ -59,7 +59,7 @@ def dynamic(graph: ir.Model, samples: list[Feeds], wanted: Policy | None = None,
     notes = prepare(graph, samples).notes
     stats = None
     if how.get("bounded"):
-        stats = statistics(graph, candidate_values(graph, make_placement(graph, chosen)[1]), samples)
+        stats = statistics(graph, candidate_values(graph, *make_placement(graph, chosen)[1:]), samples)
     plan = make_dynamic_plan(graph, chosen, stats, **how)
     return executed(graph, original, plan, samples, notes)
 

@@ -14,12 +14,13 @@ import onnxruntime as ort
 import pytest
 
 from qconvert import calibration, pipeline
-from qconvert.errors import CalibrationError, PlanError
+from qconvert.errors import CalibrationError, PlanError, TargetError
 from qconvert.graph import load_model
 from qconvert.pipeline import Way
 from qconvert.preprocess import preset
-from qconvert.rewrite.forms import FORMATS, Form
+from qconvert.rewrite.forms import Form
 from qconvert.rewrite.interface import InputType, OutputType
+from qconvert.rewrite.limits import LIMITS
 from tests.bad_inputs import run
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
@@ -33,7 +34,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("file_format", LIMITS)
 @pytest.mark.parametrize("input_type", get_args(InputType))
 @pytest.mark.parametrize("output_type", get_args(OutputType))
 def test_every_format_with_every_interface(
@@ -95,7 +96,7 @@ def test_dynamic_without_samples(tmp_path: Path) -> None:
 
 def test_a_format_without_a_form_for_a_plan_writes_nothing(calibrated: Path, tmp_path: Path) -> None:
     found = calibration.load(calibrated)
-    with pytest.raises(PlanError, match="mode dynamic has one form"):
+    with pytest.raises(TargetError, match="dynamic models have one form"):
         pipeline.quantize(MODEL, found, output=tmp_path / "d.onnx", way=Way("dynamic"), form=Form("qoperator"))
     with pytest.raises(PlanError, match="of the integer format"):
         pipeline.quantize(MODEL, found, output=tmp_path / "d.onnx", form=Form(requant="double"))
@@ -144,8 +145,8 @@ def test_scales_of_an_interface_are_shown() -> None:
     ("options", "error"),
     [
         ("--bounded", "are of --mode dynamic"),
-        ("--mode dynamic --format qoperator", "are of --mode static, not dynamic"),
-        ("--mode weight-only --input-type int8", "are of --mode static, not weight-only"),
+        ("--mode dynamic --format qoperator", "dynamic models have one form"),
+        ("--mode weight-only --input-type int8", "weight-only models have one form"),
         ("--mode weight-only --calibration model.calib", "needs no statistics"),
         ("--shard-size 1MB", "--shard-size is of --mode weight-only"),
         ("--format integer --exclude Add", "Add '"),

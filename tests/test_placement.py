@@ -49,7 +49,7 @@ def test_no_pair_between_conv_and_its_clamp(clamp: str, target: str) -> None:
     bounds = {"zero": f32(0).reshape(()), "six": f32(6).reshape(())}
     graph = model(f"h {CONV}(x, w) r = {clamp} y {CONV}(r, a)", weights=W | bounds)
     found = placed(graph, policy(target=target))
-    assert pairs(found) == ({"x", "r"} if target == "tensorrt" else {"x", "r", "y"})
+    assert pairs(found) == ({"x", "r"} if TARGETS[target].outputs == "free" else {"x", "r", "y"})
 
 
 def test_a_clip_with_computed_bounds_is_no_clamp() -> None:
@@ -207,7 +207,7 @@ def attention() -> ir.Model:
     return model(ATTENTION, inputs="float[1,9,16] x", weights=ATTENTION_WEIGHTS)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if not target.whole])
 def test_attention(target: str) -> None:
     found = placed(attention(), policy(target=target))
     assert kinds(found).count("MatMul") == 8

@@ -22,6 +22,7 @@ from qconvert.plan.activations import _saturates
 from qconvert.plan.weights import _room_for_bias, weight_params
 from qconvert.policy import Policy, Scheme
 from qconvert.prepare import prepare
+from qconvert.targets import TARGETS
 from tests.models import Array, f32, i64, images, model, planned, policy, statistics, weight
 from tests.test_placement import CONV, RESIDUAL, SAMPLES, W
 
@@ -62,8 +63,8 @@ def test_plans_are_values() -> None:
 
 def test_activations_cover_what_was_seen() -> None:
     graph = prepared(RESIDUAL)
-    _, table, _ = make_placement(graph, policy())
-    stats = statistics(graph, candidate_values(graph, table), images())
+    _, table, target = make_placement(graph, policy())
+    stats = statistics(graph, candidate_values(graph, table, target), images())
     plan = make_plan(graph, policy(), stats)
     for entry in plan.of("activation"):
         low, high = min(stats[entry.tensor].low, 0), max(stats[entry.tensor].high, 0)
@@ -138,10 +139,10 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
 
 def test_candidates_hold_for_every_target_and_survive_other_policies() -> None:
     graph = prepared(RESIDUAL)
-    _, table, _ = make_placement(graph, Policy())
-    names = set(candidate_values(graph, table))
-    for target in ("ort-cpu", "tensorrt", "generic"):
-        placement, _, _ = make_placement(graph, policy(target=target))
+    _, table, target = make_placement(graph, Policy())
+    names = set(candidate_values(graph, table, target))
+    for name in ("ort-cpu", "tensorrt", "generic", "openvino", "qnn", "integer-mcu"):
+        placement, _, _ = make_placement(graph, policy(target=name))
         assert set(placement.values) <= names
 
 
@@ -149,17 +150,17 @@ def test_candidates_hold_for_every_target_and_survive_other_policies() -> None:
 def test_candidates_follow_the_policy_they_are_asked_for(excluded: str) -> None:
     graph = prepared(RESIDUAL)
     chosen = policy().override(exclude=[excluded])
-    placement, table, _ = make_placement(graph, chosen)
-    assert set(placement.values) <= set(candidate_values(graph, table))
+    placement, table, target = make_placement(graph, chosen)
+    assert set(placement.values) <= set(candidate_values(graph, table, target))
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.parent.name)
-@pytest.mark.parametrize("target", ["ort-cpu", "tensorrt", "generic"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_candidates_of_the_sample_models(path: Path, target: str) -> None:
     graph = load_model(path)
     prepare(graph, ())
-    placement, table, _ = make_placement(graph, policy(target=target))
-    assert set(placement.values) <= set(candidate_values(graph, table))
+    placement, table, found = make_placement(graph, policy(target=target))
+    assert set(placement.values) <= set(candidate_values(graph, table, found))
 
 
 # laws
@@ -247,7 +248,7 @@ GIVEN = Given(Range(-3.0, 5.0), "elsewhere", "because")
 def with_given(body: str, elsewhere: Mapping[str, Given]) -> dict[str, Entry]:
     graph = prepared(body)
     chosen = policy()
-    names = candidate_values(graph, make_placement(graph, chosen)[1])
+    names = candidate_values(graph, *make_placement(graph, chosen)[1:])
     stats = {name: one for name, one in statistics(graph, names, images()).items() if name not in elsewhere}
     plan = make_plan(graph, chosen, stats, given=elsewhere)
     return {entry.tensor: entry for entry in plan.of("activation")}

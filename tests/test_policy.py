@@ -37,9 +37,9 @@ from qconvert.policy import (
     template,
     unmatched,
 )
-from qconvert.policy.fields import Bias, Granularity, Position
+from qconvert.policy.fields import Bias, Position
 from qconvert.preprocess import PRESETS, Preprocess
-from qconvert.targets import TARGETS
+from qconvert.targets import TARGETS, Granularity
 
 FULL = """\
 version: 1
@@ -675,7 +675,8 @@ def test_the_template_is_a_policy_and_so_are_its_examples(target: str) -> None:
     assert loads(text) == Policy(target=target)
     examples = loads(re.sub(r"(?m)^#(?!#)", "", text))
     assert examples.preprocess == PRESETS["imagenet"]
-    assert examples.defaults.weights.dtype == TARGETS[target].weights[0]
+    static = "static" in TARGETS[target].modes
+    assert examples.defaults.weights.dtype == (TARGETS[target].weights if static else TARGETS[target].stored)[0]
     assert examples.defaults.activations.dtype == TARGETS[target].activations[0]
     assert len(examples.rules) == 4
     keys = [*Policy.model_fields, *Scheme.model_fields, *Match.model_fields, *Rule.model_fields]

@@ -607,8 +607,8 @@ def test_a_plan_of_another_graph_is_refused() -> None:
 def test_needed_opset() -> None:
     graph = model(CHAIN, weights=W | {"bias": weight(8)})
     prepare(graph, ())
-    _, table, _ = make_placement(graph, Policy())
-    stats = statistics(graph, candidate_values(graph, table), images())
+    _, table, target = make_placement(graph, Policy())
+    stats = statistics(graph, candidate_values(graph, table, target), images())
     assert needed_opset(make_plan(graph, Policy(), stats)) == 13
     wide = make_plan(graph, policy("defaults:\n  weights: {dtype: int4}"), stats)
     assert needed_opset(wide) == 21

@@ -9,7 +9,7 @@ import pytest
 from qconvert.errors import TargetError
 from qconvert.numerics import QUANT_TYPES
 from qconvert.policy import Policy
-from qconvert.rules import OP_RULES, weight_axis
+from qconvert.rules import OP_RULES, role, weight_axis
 from qconvert.targets import HEAVY, MOVES, TARGETS, Target, get_target
 from tests.models import RUNTIME, f32, i64, images, model, policy, quantized, weight
 from tests.test_placement import CONV, RESIDUAL, W
@@ -27,7 +27,13 @@ def test_rows_are_consistent(target: Target) -> None:
     assert set(target.clipped) == {name for name in target.activations if QUANT_TYPES[name].bits < 8}
     assert all(QUANT_TYPES[name].bits == 8 for name in target.clipped.values())
     assert target.shared_scale_ops <= target.integer_ops
-    assert {OP_RULES[op_type].kind for op_type in target.integer_ops} <= {"heavy", "light", "same"}
+    assert {role(op_type, target) for op_type in target.integer_ops} <= {"heavy", "light", "same"}
+    assert target.low_bit_ops <= set(HEAVY)
+    assert {op_type for op_type, _ in target.fixed_outputs} <= target.integer_ops
+    assert {dtype for _, dtype in target.fixed_outputs} <= set(target.activations)
+    assert target.recurrent <= ({"LSTM"} if "dynamic" in target.modes else set())
+    assert bool(target.stored) == ("weight-only" in target.modes)
+    assert target.group_sizes == () or "per-group" in target.stored_schemes
 
 
 def test_the_operator_table_agrees_with_the_lists() -> None:
@@ -35,7 +41,7 @@ def test_the_operator_table_agrees_with_the_lists() -> None:
     assert {name for name, rule in OP_RULES.items() if rule.kind == "same"} == set(MOVES)
     for name, rule in OP_RULES.items():
         assert rule.op_type == name
-        assert (rule.weight is not None) == (name in HEAVY)
+        assert (rule.weight is not None) == (name in {*HEAVY, "LayerNormalization", "InstanceNormalization"})
 
 
 @pytest.mark.parametrize(
@@ -73,6 +79,7 @@ def test_policies_accept_exactly_the_targets_of_the_table(target: Target) -> Non
 DTYPES = [
     (target.name, weights, activations)
     for target in TARGETS.values()
+    if "static" in target.modes
     for weights in target.weights
     for activations in target.activations
     if RUNTIME >= (1, 24) or "int2" not in weights
@@ -91,7 +98,10 @@ def test_every_dtype_that_a_target_takes_runs(target: str, weights: str, activat
     least = {2: 3, 4: 6}.get(fewest, 20)
     assert result.sqnr > least
     assert result.plain_sqnr > least
-    assert {entry.params.dtype.name for entry in result.plan.of("weight")} == {weights}
+    kinds = dict(result.plan.integer)
+    low = TARGETS[target].low_bit_ops
+    found = [entry for entry in result.plan.of("weight") if kinds[entry.sites[0].operator] in low]
+    assert {entry.params.dtype.name for entry in found} == {weights}
     assert {entry.params.dtype.name for entry in result.plan.of("activation")} == {activations}
 
 

@@ -272,8 +272,8 @@ def test_matmul_nbits_rounds_no_activations() -> None:
 
 
 def test_other_runtimes_get_no_operators_of_onnxruntime() -> None:
-    for target in ("generic", "tensorrt"):
-        _, written = rewritten(built(CASES["matmul"]), policy("int4", target=target))
+    for target, dtype in (("generic", "int4"), ("openvino", "uint4"), ("tensorrt", "int8")):
+        _, written = rewritten(built(CASES["matmul"]), policy(dtype, target=target))
         assert kinds(written.model) == ["DequantizeLinear", "MatMul"]
         assert "com.microsoft" not in written.model.opset_imports
 
@@ -468,9 +468,9 @@ def test_rules_decide_for_single_operators() -> None:
 @pytest.mark.parametrize(
     ("wanted", "error", "text"),
     [
-        (policy("uint4", target="tensorrt"), TargetError, "target tensorrt stores int8, int4, not uint4"),
-        (policy("int4", target="tensorrt", symmetric=False), TargetError, "zero points of 0 only"),
-        (policy("float8e5m2", "per-group"), PolicyError, "has one scale a channel or a tensor"),
+        (policy("uint4", target="tensorrt"), TargetError, "target tensorrt stores int8, not uint4"),
+        (policy("int8", target="tensorrt", symmetric=False), TargetError, "zero points of 0 only"),
+        (policy("float8e5m2", "per-group"), TargetError, "has one scale a channel or a tensor"),
         (policy().override(exclude=["*"]), PlanError, "no weight to quantize: left float by --exclude"),
         (policy().override(exclude=["nothing"]), PolicyError, "match no operator"),
     ],

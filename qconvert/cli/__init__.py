@@ -13,7 +13,21 @@ from typing import NamedTuple
 import typer
 
 from qconvert import __version__
-from qconvert.cli import calibrate, convert, demo, doctor, evaluate, inspect, policy, quantize, stats, targets
+from qconvert.cli import (
+    calibrate,
+    compare,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    formats,
+    inspect,
+    policy,
+    quantize,
+    sensitivity,
+    stats,
+    targets,
+)
 from qconvert.errors import QConvertError
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -48,8 +62,11 @@ app.command("calibrate")(calibrate.command)
 app.command("stats")(stats.command)
 app.command("quantize")(quantize.command)
 app.command("evaluate")(evaluate.command)
+app.command("compare")(compare.command)
+app.command("sensitivity")(sensitivity.command)
 app.command("convert")(convert.command)
 app.add_typer(policy.app, name="policy")
+app.command("formats")(formats.command)
 app.command("targets")(targets.command)
 app.command("doctor")(doctor.command)
 app.command("demo")(demo.command)

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qconvert.cli import options as o
-from qconvert.errors import CalibrationError, ModelError
+from qconvert.cli import reporting
+from qconvert.errors import CalibrationError, ModelError, QConvertError
 
 if TYPE_CHECKING:
     from qconvert.cli.terminal import Terminal
+    from qconvert.layers import Layers
+    from qconvert.preprocess import Preprocess
+
+LOCATED = 16
+"""Samples on which a missed gate is traced to operators, at most."""
 
 Reference = Annotated[
     Path | None,
@@ -44,6 +50,11 @@ def command(
     samples: o.Samples = None,
     seed: o.Seed = 0,
     strict: o.Strict = False,
+    max_drop: reporting.MaxDrop = None,
+    min_sqnr: reporting.MinSqnr = None,
+    baseline: reporting.Baseline = None,
+    reports: reporting.Reports = None,
+    force: o.Force = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
     provider: o.Provider = "cpu",
@@ -54,19 +65,24 @@ def command(
     """Compare a model with its original: accuracy, fidelity, size, latency, and which operators really run on integers.
 
     Example: qconvert evaluate model.onnx model.int8.onnx --data labelled/ --labels labels.csv
+
+    Example: qconvert evaluate --data labelled/ --max-drop 1 --report report.html --report report.json
     """
-    from qconvert import pipeline, report  # noqa: PLC0415 - --help does without
+    from qconvert import evidence, pipeline, report  # noqa: PLC0415 - --help does without
     from qconvert.cli.terminal import Terminal  # noqa: PLC0415
+    from qconvert.gates import Bounds  # noqa: PLC0415
 
     terminal = Terminal(quiet=quiet)
+    stored = reporting.check(reports, baseline, force=force)
     before = reference or _reference(terminal)
     after = candidate or _candidate(before, terminal)
+    chosen = o.read_preprocess(preprocess)
     result = pipeline.evaluate(
         before,
         after,
         data,
         labels=labels,
-        preprocess=o.read_preprocess(preprocess),
+        preprocess=chosen,
         limit=samples,
         seed=seed,
         provider=provider,
@@ -79,6 +95,42 @@ def command(
         report.json.print_json(report.json.evaluation(result))
     else:
         report.console.evaluation(result)
+    bounds = Bounds(max_drop, min_sqnr)
+    if not reports and stored is None and bounds == Bounds():
+        return
+    made = evidence.evaluation_report(result)
+    gates = reporting.gates(made, bounds, stored, baseline)
+    if not all(gate.passed for gate in gates):
+        found = _layers(
+            before, after, data, chosen, limit=min(samples or LOCATED, LOCATED), seed=seed, terminal=terminal
+        )
+        if found is not None:
+            gates = evidence.with_culprits(gates, found)
+            made = made.with_section(*evidence.layers_section(found))
+    reporting.finish(made.with_gates(gates), reports, terminal, force=force)
+
+
+def _layers(
+    reference: Path,
+    candidate: Path,
+    data: Path,
+    preprocess: Preprocess | None,
+    *,
+    limit: int,
+    seed: int,
+    terminal: Terminal,
+) -> Layers | None:
+    """Where the error of a missed gate enters; None, with a note, where the models have no inner value in common."""
+    from qconvert import pipeline  # noqa: PLC0415 - --help does without
+    from qconvert.listener import SILENT  # noqa: PLC0415
+
+    try:
+        return pipeline.compare(
+            reference, candidate, data, preprocess=preprocess, limit=limit, seed=seed, listener=SILENT
+        )
+    except QConvertError as error:
+        terminal.note(f"where the error enters is not known: {error}")
+        return None
 
 
 def _reference(terminal: Terminal) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qconvert.cli import options as o
+from qconvert.cli import reporting
 from qconvert.errors import CalibrationError, DataError, PlanError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from qconvert.cli.terminal import Terminal
     from qconvert.pipeline import Quantized
     from qconvert.policy import Policy
-    from qconvert.rewrite.forms import Form
 
 MaybeModel = Annotated[
     Path | None,
@@ -138,6 +138,7 @@ def command(
     allow_float: AllowFloat = False,
     shard_size: ShardSize = None,
     output: o.Output = None,
+    reports: reporting.Reports = None,
     force: o.Force = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
@@ -154,13 +155,15 @@ def command(
 
     Example: qconvert quantize model.onnx --mode weight-only --weights int4 --scheme per-group
     """
-    from qconvert import pipeline, report  # noqa: PLC0415 - --help does without
+    from qconvert import evidence, pipeline, report  # noqa: PLC0415 - --help does without
     from qconvert.cli.terminal import Terminal, short  # noqa: PLC0415
     from qconvert.files import check_writable  # noqa: PLC0415
     from qconvert.machine import saturation_warning  # noqa: PLC0415
     from qconvert.rewrite.forms import Form  # noqa: PLC0415
+    from qconvert.support import check  # noqa: PLC0415
 
     terminal = Terminal(quiet=quiet)
+    reporting.check(reports, force=force)
     wanted = o.read_policy(
         policy,
         target=target,
@@ -173,7 +176,8 @@ def command(
         exclude=exclude,
     )
     form = Form(file_format, input_type, output_type, requant, allow_float)
-    _check_mode(mode, form=form, activation_scheme=activation_scheme, bounded=bounded, calibration=calibration)
+    _check_mode(mode, activation_scheme=activation_scheme, bounded=bounded, calibration=calibration)
+    check(wanted, mode, form, activation_scheme=activation_scheme)
     if data is None and (preprocess is not None or samples is not None or strict):
         raise DataError("--preprocess, --samples and --strict are about samples", hint="give --data, or leave them out")
     if data is not None and calibration is not None:
@@ -182,6 +186,7 @@ def command(
         option, value = ("--data", " SAMPLES") if data is not None else ("--mode weight-only", "")
         raise CalibrationError(f"{option} needs MODEL", hint=f"qconvert quantize MODEL {option}{value}")
     found_here = data is None and calibration is None and mode == "static"
+    found: Calibration | None = None
     if mode == "weight-only" and model is not None:
         from qconvert.weight_only import quantize_weights  # noqa: PLC0415
 
@@ -203,7 +208,6 @@ def command(
     else:
         if shard_size is not None:
             raise DataError("--shard-size is of --mode weight-only", hint="leave it out")
-        found: Calibration | None
         if data is not None and model is not None:
             check_writable(output or default_output(model, wanted, mode), force=force, keep=model)
             found = pipeline.calibrate(
@@ -219,9 +223,7 @@ def command(
                 strict=strict,
                 listener=terminal,
             )
-        elif mode == "dynamic" and not bounded and model is not None and not (calibration or _beside(model)):
-            found = None
-        else:
+        elif mode != "dynamic" or bounded or model is None or calibration or _beside(model):
             model, found = _stored(model, calibration, terminal)
         path = output or default_output(model, wanted, mode)
         result = pipeline.quantize(
@@ -243,21 +245,16 @@ def command(
         report.json.print_json(report.json.quantized(result))
     elif not quiet:
         report.console.quantized(result, terminal.console)
+    if reports:
+        reporting.finish(evidence.quantized_report(result, wanted, found), reports, terminal, force=force)
     pair = "" if found_here and output is None else f"{short(model)} {short(path)} "
     terminal.done(f"{short(path)}: written; next: qconvert evaluate {pair}--data LABELLED_SAMPLES")
 
 
-def _check_mode(mode: str, *, form: Form, activation_scheme: str, bounded: bool, calibration: Path | None) -> None:
+def _check_mode(mode: str, *, activation_scheme: str, bounded: bool, calibration: Path | None) -> None:
     """Refuses options that a mode has no use for."""
-    from qconvert.rewrite.forms import Form  # noqa: PLC0415 - --help does without
-
     if mode != "dynamic" and (activation_scheme != "per-tensor" or bounded):
         raise PlanError("--activation-scheme and --bounded are of --mode dynamic", hint="add it, or leave them out")
-    if mode != "static" and form != Form():
-        raise PlanError(
-            f"--format, --input-type, --output-type, --requant and --allow-float are of --mode static, not {mode}",
-            hint="leave them out",
-        )
     if mode == "weight-only" and calibration is not None:
         raise CalibrationError("--mode weight-only needs no statistics", hint="leave --calibration out")
 

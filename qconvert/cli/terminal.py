@@ -58,6 +58,10 @@ class Terminal(Listener):
         """Something is likely not what the user wants; shown also when quiet."""
         self.console.print(f"[yellow]warning:[/] {escape(text)}")
 
+    def missed(self, text: str) -> None:
+        """A bound that was not met; shown also when quiet."""
+        self.console.print(f"[bold red]missed:[/] {escape(text)}")
+
     def start(self, what: str, total: int) -> None:
         """Shows a bar where someone watches."""
         self.what, self.total, self.began = what, total, time.monotonic()

@@ -7,7 +7,20 @@ progress.
 from __future__ import annotations
 
 from qconvert.pipeline.calibrating import calibrate
+from qconvert.pipeline.comparing import compare
 from qconvert.pipeline.evaluating import evaluate
 from qconvert.pipeline.quantizing import Proof, Quantized, Way, quantize
+from qconvert.pipeline.sensing import PART_SUFFIX, Question, sensitivity
 
-__all__ = ["Proof", "Quantized", "Way", "calibrate", "evaluate", "quantize"]
+__all__ = [
+    "PART_SUFFIX",
+    "Proof",
+    "Quantized",
+    "Question",
+    "Way",
+    "calibrate",
+    "compare",
+    "evaluate",
+    "quantize",
+    "sensitivity",
+]

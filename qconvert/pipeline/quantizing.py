@@ -34,6 +34,7 @@ from qconvert.rewrite.interface import Interface
 from qconvert.rewrite.qdq import needed_opset
 from qconvert.scores import Fidelity
 from qconvert.session import Feeds, check_opset, check_provider
+from qconvert.support import check
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def quantize(
         QConvertError: If anything the user can mend stops the work; nothing is written then.
     """
     policy = policy or Policy()
+    check(policy, way.mode, form, activation_scheme=way.activation_scheme)
     check_provider(provider)
     check_writable(output, force=force, keep=model)
     graph = load_model(model)
@@ -134,7 +136,7 @@ def quantize(
     for note in prepare(graph, calibrated.probes[:PROOF], original=model).notes:
         listener.note(note)
     if way.mode == "dynamic":
-        plan, written = _dynamic(graph, policy, calibrated, way=way, form=form, ranges=ranges)
+        plan, written = _dynamic(graph, policy, calibrated, way=way, ranges=ranges)
     else:
         plan = _static_plan(graph, policy, calibrated, ranges=ranges, form=form, listener=listener)
         written = _static(graph, plan, form)
@@ -188,13 +190,8 @@ def _static(graph: ir.Model, plan: Plan, form: Form) -> Written:
 
 
 def _dynamic(
-    graph: ir.Model, policy: Policy, calibrated: Calibration, *, way: Way, form: Form, ranges: Path | None
+    graph: ir.Model, policy: Policy, calibrated: Calibration, *, way: Way, ranges: Path | None
 ) -> tuple[Plan, Written]:
-    if form != QDQ:
-        raise PlanError(
-            "mode dynamic has one form: integer products with scales found at run time",
-            hint="leave --format, --input-type and --output-type out",
-        )
     if ranges is not None:
         raise PlanError("--ranges are for static activations", hint="leave it out, or use --mode static")
     stats = calibrated.stats if way.bounded else None

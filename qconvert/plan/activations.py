@@ -60,6 +60,7 @@ class ActivationPlanner:
         found = {
             name: self._settings(members[0]).activations
             for members in self.groups()
+            if self._fixed(members) is None
             for name in self._sources(members)
             if self._own_range(name) is None
         }
@@ -72,6 +73,9 @@ class ActivationPlanner:
 
     def _group(self, members: Sequence[str]) -> list[Entry]:
         """Operators that only move values add nothing to the range of their group."""
+        fixed = self._fixed(members)
+        if fixed is not None:
+            return [self._entry(name, fixed, f"grid of {self.target.name}") for name in members]
         sources = self._sources(members)
         settings = self._settings(members[0])
         scheme, dtype = settings.activations, QUANT_TYPES[settings.activations.dtype or ""]
@@ -83,17 +87,25 @@ class ActivationPlanner:
         params = params_from_range(
             union.low, union.high, dtype, symmetric=bool(scheme.symmetric), narrow_range=bool(scheme.narrow_range)
         )
+        method = ranges[0].method
         return [
-            Entry(
-                name,
-                "activation",
-                params,
-                self.placement.values[name],
-                ranges[0].method if name == sources[0] else "same scale",
-                "; ".join((self.placement.why[name], settings.reason, *whys)),
-            )
+            self._entry(name, params, method if name == sources[0] else "same scale", settings.reason, *whys)
             for name in members
         ]
+
+    def _entry(self, name: str, params: QuantParams, method: str, *whys: str) -> Entry:
+        reason = "; ".join((self.placement.why[name], *whys))
+        return Entry(name, "activation", params, self.placement.values[name], method, reason)
+
+    def _fixed(self, members: Sequence[str]) -> QuantParams | None:
+        """The grid of a group that holds an output whose grid the target leaves no choice of."""
+        dtype = self._settings(members[0]).activations.dtype or ""
+        makers = (self.producers[name].op_type for name in members if name in self.producers)
+        found = next((kind for kind in makers if (kind, dtype) in self.target.fixed_outputs), None)
+        if found is None:
+            return None
+        scale, zero = self.target.fixed_outputs[found, dtype]
+        return QuantParams(np.asarray(scale, np.float32), np.asarray(zero, np.int32), QUANT_TYPES[dtype])
 
     def _sources(self, members: Sequence[str]) -> Sequence[str]:
         """The values of a group that decide its range."""
@@ -177,15 +189,14 @@ def checked_stats(stats: Mapping[str, TensorStats], name: str) -> TensorStats:
         CalibrationError: If there are none, or some with NaN or Inf.
     """
     found = stats.get(name)
-    hint = "calibrate this model again, or leave its operator float with --exclude"
+    hint = "calibrate this model again, with the same --target, or leave its operator float with --exclude"
     if found is None:
         raise CalibrationError(f"value '{name}' has no statistics", hint=hint)
     if found.values == 0:
         raise CalibrationError(f"value '{name}' saw no finite data in {found.samples} samples", hint=hint)
     if not found.finite:
-        counts = (("NaN", found.nan), ("-Inf", found.negative_inf), ("+Inf", found.positive_inf))
-        seen = ", ".join(f"{count} {kind}" for kind, count in counts if count)
-        raise CalibrationError(f"value '{name}' held {seen}", hint="leave its operator float with --exclude")
+        message = f"value '{name}' held {found.not_finite}"
+        raise CalibrationError(message, hint="leave its operator float with --exclude")
     return found
 
 

@@ -24,26 +24,22 @@ from qconvert.plan.activations import checked_stats
 from qconvert.plan.operands import attribute_refusal, operand_refusal
 from qconvert.plan.placement import Placement
 from qconvert.plan.selection import Selection
-from qconvert.plan.settings import SettingsTable, settings_table
+from qconvert.plan.settings import Refusal, SettingsTable, settings_table
 from qconvert.plan.types import ActivationScheme, Bounds, Dynamic, Entry, FloatOp, Plan, Site
 from qconvert.plan.weights import Granularity, weight_params
 from qconvert.policy import Policy, Scheme, Settings
 from qconvert.rules import weight_axis
-from qconvert.targets import get_target
-
-TARGETS = frozenset({"ort-cpu", "generic"})
-"""The targets with MatMulInteger and ConvInteger."""
+from qconvert.targets import TARGETS, get_target
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 """Operators that become MatMulInteger or ConvInteger, which are ONNX's own."""
 
-RECURRENT = {"ort-cpu": ("LSTM",)}
-"""By target, operators with a kernel that quantizes what it reads and its own state."""
-
 WEIGHTS = {"Conv": (1,), "Gemm": (1,), "MatMul": (1,), "LSTM": (1, 2)}
 """The operands that must be constant."""
 
-_DTYPES: Mapping[ActivationScheme, str] = {"per-tensor": "uint8", "per-token": "int8"}
+DTYPES: Mapping[ActivationScheme, str] = {"per-tensor": "uint8", "per-token": "int8"}
+"""What activations become, by which of them share a scale."""
+
 _QUIET = 256
 """A token whose values all round to 0 on the 8-bit grid of the quietest sample gets no finer grid when bounded."""
 
@@ -112,13 +108,14 @@ def _notes(integer: Sequence[Operator], activation_scheme: ActivationScheme, *, 
 
 def _check(policy: Policy, activation_scheme: ActivationScheme) -> None:
     """What no operator of this mode takes, wherever the policy asks for it."""
-    if policy.target not in TARGETS:
+    if "dynamic" not in get_target(policy.target).modes:
+        able = " or ".join(target.name for target in TARGETS.values() if "dynamic" in target.modes)
         raise TargetError(
             f"dynamic mode: target {policy.target} has no operators for activations quantized at run time",
-            hint=f"use {' or '.join(sorted(TARGETS, reverse=True))}, or the static mode",
+            hint=f"use {able}, or the static mode",
         )
     schemes = (policy.defaults.activations, *(rule.activations for rule in policy.rules))
-    wanted, is_symmetric = _DTYPES[activation_scheme], activation_scheme == "per-token"
+    wanted, is_symmetric = DTYPES[activation_scheme], activation_scheme == "per-token"
     for scheme in schemes:
         if scheme.dtype not in {None, wanted}:
             raise TargetError(
@@ -137,7 +134,7 @@ def _check(policy: Policy, activation_scheme: ActivationScheme) -> None:
 
 def _refusal(op: Operator, selection: Selection) -> str:
     """Why an operator stays float, or ""."""
-    if op.op_type in RECURRENT.get(selection.target.name, ()):
+    if op.op_type in selection.target.recurrent:
         reason = _recurrent_refusal(op, selection.settings[op])
     elif op.op_type in PRODUCTS:
         reason = "" if op.node in selection.heavy else selection.why_float(op)
@@ -172,17 +169,21 @@ def _recurrent_refusal(op: Operator, settings: Settings) -> str:
 def _weight_refusal(op: Operator, settings: Settings) -> str:
     if any(constant(operand(op.node, index)) is None for index in WEIGHTS[op.op_type]):
         return "its weight is not constant"
-    dtype = QUANT_TYPES[settings.weights.dtype or ""]
-    if dtype.bits > 8:
-        raise TargetError(
-            f"{settings.reason}: weights.dtype: dynamic mode takes at most 8 bits, not {dtype}", hint="use int8"
-        )
-    if settings.weights.scheme == "per-group":
-        raise TargetError(
-            f"{settings.reason}: weights.scheme: integer products have no scale for each group",
-            hint="use per-channel, or the weight-only mode",
-        )
+    fault = dynamic_fault(settings.weights)
+    if fault is not None:
+        raise TargetError(f"{settings.reason}: {fault}", hint=fault.hint)
     return ""
+
+
+def dynamic_fault(weights: Scheme) -> Refusal | None:
+    """What of a target's complete settings this mode does not take, or None."""
+    if QUANT_TYPES[weights.dtype or ""].bits > 8:
+        why = f"dynamic mode takes at most 8 bits, not {weights.dtype}"
+        return Refusal("weights.dtype", why, "use int8")
+    if weights.scheme == "per-group":
+        why = "integer products have no scale for each group"
+        return Refusal("weights.scheme", why, "use per-channel, or the weight-only mode")
+    return None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from qconvert.plan.operands import activation_values, fused_clamp, is_activation
 from qconvert.plan.selection import Selection
 from qconvert.plan.settings import SettingsTable
 from qconvert.plan.types import FloatOp, Site
-from qconvert.rules import OP_RULES, OpRule
+from qconvert.rules import OP_RULES, OpRule, role
 from qconvert.targets import HEAVY, Target
 
 
@@ -59,15 +59,15 @@ def place(model: ir.Model, settings: SettingsTable, target: Target) -> Placement
     return _Placer(model, settings, target).place()
 
 
-def candidate_values(model: ir.Model, settings: SettingsTable) -> tuple[str, ...]:
-    """Every value that some target could quantize, a fused clamp as one with its producer; not of float operators."""
+def candidate_values(model: ir.Model, settings: SettingsTable, target: Target) -> tuple[str, ...]:
+    """Every value that this target or most others could quantize, a fused clamp as one with its producer."""
     by_node = {op.node: op for op in operators(model)}
     wanted: dict[str, None] = {}
     for op in operators(model):
         rule = OP_RULES.get(op.op_type)
         if (
             rule is None
-            or rule.kind == "float"
+            or role(op.op_type, target) == "float"
             or op.subgraph
             or settings[op].float
             or not is_float(op.node.outputs[0])
@@ -93,6 +93,8 @@ class _Placer:
 
     def place(self) -> Placement:
         for op in self.ops:
+            if op.name in self.out.clamps:
+                continue
             if self.selection.is_integer(op.node):
                 self.out.integer[op.name] = op
                 self._values_of(op)
@@ -114,7 +116,7 @@ class _Placer:
             self.out.biases[self.by_node[matmul].name] = (add, row)
 
     def _touches_float(self, op: Operator) -> bool:
-        if op.name in self.out.clamps or op.node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+        if op.node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             return False
         return any(value.dtype in FLOATS for value in op.node.outputs)
 
@@ -133,7 +135,7 @@ class _Placer:
                     self._add_output(value, f"same scale as {source}")
                     self.out.tie(value.name, source)
         elif self._needs_output(op):
-            self._add_output(op.node.outputs[0], f"output of {op.op_type} {op.name}")
+            self._add_output(self._end(op.node).outputs[0], f"output of {op.op_type} {op.name}")
         if op.op_type in self.target.shared_scale_ops:
             self._tie_operands(op)
 
@@ -155,10 +157,23 @@ class _Placer:
             and not value.is_graph_output()
         )
 
+    def _end(self, node: ir.Node) -> ir.Node:
+        """The Add of the bias that a MatMul's kernel adds, or the operator itself."""
+        uses = tuple(node.outputs[0].uses())
+        bias = len(uses) == 1 and self.selection.bias_add(uses[0].node) is not None
+        return uses[0].node if bias and not node.outputs[0].is_graph_output() else node
+
     def _tie_operands(self, op: Operator) -> None:
-        first, *others = [value.name or "" for value in op.node.inputs if value is not None and not is_constant(value)]
-        for name in (*others, op.node.outputs[0].name or ""):
-            self.out.tie(name, first)
+        """One scale for all; a grid that cannot be chosen would not fit the others, and stays apart from them."""
+        values = [value for value in op.node.inputs if value is not None and not is_constant(value)]
+        free = [value for value in values if not self._is_fixed(value)] if len(values) > 1 else values
+        names = [value.name or "" for value in (*free, op.node.outputs[0])]
+        for name in names[1:]:
+            self.out.tie(name, names[0])
+
+    def _is_fixed(self, value: ir.Value) -> bool:
+        producer = value.producer()
+        return producer is not None and any(op_type == producer.op_type for op_type, _ in self.target.fixed_outputs)
 
     def _needs_output(self, op: Operator) -> bool:
         if self.target.outputs == "free":

@@ -1,7 +1,7 @@
 """Which operators become integer: the heavy ones, and the light ones on paths from one heavy operator to another.
 
 Elsewhere a Q/DQ pair costs accuracy and saves nothing, so box decoding, normalization layers and what only they read
-stay float.
+stay float; but not for a target without floats, which quantizes whatever it can.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import onnx_ir as ir
 from qconvert.graph import Operator, attributes, is_constant, operand, shape_of
 from qconvert.plan.operands import activation_values, attribute_refusal, is_activation, is_float, operand_refusal
 from qconvert.plan.settings import SettingsTable
-from qconvert.rules import OP_RULES, weight_axis
+from qconvert.rules import OP_RULES, Kind, role, weight_axis
 from qconvert.targets import MOVES, Target
 
 
@@ -33,7 +33,8 @@ class Selection:
         self.between: set[ir.Node] = set()
         self._refused: dict[str, str] = {}
         self._choose()
-        self._leave_decoding()
+        if not target.whole:
+            self._leave_decoding()
         self._prune()
 
     def _choose(self) -> None:
@@ -42,7 +43,7 @@ class Selection:
             reason = self._refusal(op)
             if reason:
                 self._refused[op.name] = reason
-            elif OP_RULES[op.op_type].kind == "heavy":
+            elif self._role(op.node) == "heavy":
                 self.heavy.add(op.node)
             else:
                 self.between.add(op.node)
@@ -52,12 +53,15 @@ class Selection:
             return f"inside {op.subgraph}: values in a subgraph cannot be observed from outside"
         if self.settings[op].float:
             return f"left float by {self.settings[op].reason}"
-        rule = OP_RULES.get(op.op_type)
-        if rule is None or rule.kind == "float":
+        rule, kind = OP_RULES.get(op.op_type), self._role(op.node)
+        if rule is None or kind == "float":
             return f"no integer kernel for {op.op_type}"
-        if rule.kind in {"heavy", "light", "same"} and op.op_type not in self.target.integer_ops:
+        if kind in {"heavy", "light", "same"} and op.op_type not in self.target.integer_ops:
             return f"{self.target.name} has no integer kernel for {op.op_type}"
         return operand_refusal(activation_values(op, rule)) or attribute_refusal(op)
+
+    def _role(self, node: ir.Node) -> Kind | None:
+        return role(node.op_type, self.target)
 
     def _leave_decoding(self) -> None:
         """Takes away the expectations over a Softmax with which detectors decode boxes: one output, no heavy reader."""
@@ -83,14 +87,21 @@ class Selection:
         """Takes candidates away until each lies between integer operators."""
         changed = True
         while changed:
-            doomed = {node for node in self.between if not (self._fed(node) and self._read(node))}
+            doomed = {node for node in self.between if not self._stays(node)}
             self.between -= doomed
             changed = bool(doomed)
 
-    def _fed(self, node: ir.Node) -> bool:
+    def _stays(self, node: ir.Node) -> bool:
+        return bool(self._data(node)) if self.target.whole else self._fed(node) and self._read(node)
+
+    def _data(self, node: ir.Node) -> list[ir.Value]:
+        """The activations of an operator that are computed."""
         op = self.by_node[node]
-        values = [value for value in activation_values(op, OP_RULES[op.op_type]) if not is_constant(value)]
-        needs_integer_output = OP_RULES[op.op_type].kind == "light" and not self._is_bias_add(node)
+        return [value for value in activation_values(op, OP_RULES[op.op_type]) if not is_constant(value)]
+
+    def _fed(self, node: ir.Node) -> bool:
+        values = self._data(node)
+        needs_integer_output = self._role(node) == "light" and not self._is_bias_add(node)
         return bool(values) and all(self._feeds(value, needs_integer_output) for value in values)
 
     def _feeds(self, value: ir.Value, integer_output: bool) -> bool:  # noqa: FBT001
@@ -101,7 +112,7 @@ class Selection:
             return not (integer_output and producer.op_type in self.target.float_output_ops)
         if producer not in self.between:
             return False
-        if integer_output and (OP_RULES[producer.op_type].kind in {"bridge", "relu"} or self._is_bias_add(producer)):
+        if integer_output and (self._role(producer) in {"bridge", "relu"} or self._is_bias_add(producer)):
             source = operand(producer, 0)
             source = operand(producer, 1) if source is None or is_constant(source) else source
             return source is not None and self._feeds(source, integer_output=True)
@@ -121,7 +132,7 @@ class Selection:
 
     def bias_add(self, node: ir.Node) -> tuple[ir.Node, int] | None:
         """The MatMul and the operand that is its bias."""
-        if node.op_type != "Add":
+        if node.op_type != "Add" or self.target.matmul_bias == "add":
             return None
         for data, row in ((0, 1), (1, 0)):
             value, bias = operand(node, data), operand(node, row)
@@ -134,7 +145,7 @@ class Selection:
         """Whether an operator reads and writes integers."""
         if node in self.heavy:
             return True
-        return node in self.between and OP_RULES[node.op_type].kind in {"light", "same"} and not self._is_bias_add(node)
+        return node in self.between and self._role(node) in {"light", "same"} and not self._is_bias_add(node)
 
     def why_float(self, op: Operator) -> str:
         """Why an operator is not integer."""

@@ -74,27 +74,11 @@ def _complete(found: Settings, target: Target) -> Settings:
 
 
 def _check(weights: Scheme, activations: Scheme, bias: str, target: Target, reason: str) -> None:
-    for what, scheme, allowed in (
-        ("weights", weights, target.weights),
-        ("activations", activations, target.activations),
-    ):
-        if scheme.dtype not in allowed:
-            raise TargetError(
-                f"{reason}: {what}.dtype: target {target.name} takes {', '.join(allowed)}, not {scheme.dtype}",
-                hint=f"use {allowed[0]}, or another target ('qconvert targets')",
-            )
-    if target.symmetric_activations and not activations.symmetric:
-        raise TargetError(
-            f"{reason}: activations.symmetric: target {target.name} takes symmetric activations only",
-            hint="leave 'symmetric' out",
-        )
+    fault = static_fault(weights, activations, target)
+    if fault is not None:
+        raise TargetError(f"{reason}: {fault}", hint=f"{fault.hint}, or another target ('qconvert formats')")
     for what, scheme in (("weights", weights), ("activations", activations)):
         check_groups(what, scheme, reason)
-    if weights.scheme == "per-group" and not target.per_group:
-        raise TargetError(
-            f"{reason}: weights.scheme: target {target.name} takes no per-group weights",
-            hint="use per-channel, or another target ('qconvert targets')",
-        )
     if activations.scheme in {"per-channel", "per-group"}:
         raise TargetError(
             f"{reason}: activations.scheme: no runtime takes {activations.scheme} activations",
@@ -102,6 +86,44 @@ def _check(weights: Scheme, activations: Scheme, bias: str, target: Target, reas
         )
     if bias == "int32" and target.bias == "float":
         raise TargetError(f"{reason}: bias: target {target.name} takes float biases only", hint="leave 'bias' out")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a target does not take.
+
+    Attributes:
+        key: The setting, e.g. ``weights.dtype``.
+        why: What the target takes, and what was asked for.
+        hint: What it takes instead.
+    """
+
+    key: str
+    why: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.why}"
+
+
+def static_fault(weights: Scheme, activations: Scheme, target: Target) -> Refusal | None:
+    """What of complete settings a target does not take where activations are quantized beforehand, or None."""
+    for what, scheme, allowed in (
+        ("weights", weights, target.weights),
+        ("activations", activations, target.activations),
+    ):
+        if scheme.dtype not in allowed:
+            why = f"target {target.name} takes {', '.join(allowed)}, not {scheme.dtype}"
+            return Refusal(f"{what}.dtype", why, f"use {allowed[0]}")
+    for what, scheme, fixed in (
+        ("weights", weights, target.symmetric_weights),
+        ("activations", activations, target.symmetric_activations),
+    ):
+        if fixed and not scheme.symmetric:
+            return Refusal(f"{what}.symmetric", f"target {target.name} takes symmetric {what} only", "leave it out")
+    if weights.scheme == "per-group" and not target.per_group:
+        return Refusal("weights.scheme", f"target {target.name} takes no per-group weights", "use per-channel")
+    return None
 
 
 def check_groups(what: str, scheme: Scheme, reason: str) -> None:

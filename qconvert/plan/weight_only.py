@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from qconvert.errors import PlanError, PolicyError, TargetError
+from qconvert.errors import PlanError, TargetError
 from qconvert.float8 import FLOAT8_TYPES
 from qconvert.graph import STANDARD_DOMAINS, Operator, attributes, is_constant, operand, operators, shape_of
 from qconvert.listener import SILENT, Listener
 from qconvert.plan.operands import is_float
-from qconvert.plan.settings import DEFAULT_GROUP, check_groups, settings_table
+from qconvert.plan.settings import DEFAULT_GROUP, Refusal, check_groups, settings_table
 from qconvert.plan.types import Entry, FloatOp, Plan, Site
 from qconvert.plan.weight_grids import find_grid
 from qconvert.plan.weights import Granularity
@@ -27,7 +27,7 @@ from qconvert.tensors import dims
 WORTH = 1024
 """Elements of the smallest weight of other operators that is worth a word."""
 
-_GROUPED = frozenset({"Gemm", "MatMul", "Gather"})
+GROUPED = frozenset({"Gemm", "MatMul", "Gather"})
 """Operators whose weights may have a scale for each group of inputs."""
 
 _CARRIES = frozenset(
@@ -64,8 +64,8 @@ def make_weight_plan(model: ir.Model, policy: Policy, *, listener: Listener = SI
         listener: Hears the progress.
 
     Raises:
-        PolicyError: If a rule matches nothing, or asks for groups of a type that has none.
-        TargetError: If the policy asks for what the target does not take.
+        PolicyError: If a rule matches nothing.
+        TargetError: If the policy asks for what the target does not take, or for groups of a type that has none.
         CalibrationError: If a calibrator finds no range from values alone.
         PlanError: If no weight is left to quantize, or one holds NaN or Inf.
     """
@@ -74,11 +74,13 @@ def make_weight_plan(model: ir.Model, policy: Policy, *, listener: Listener = SI
     floats: list[FloatOp] = []
     groups: dict[_Weight, list[_Use]] = {}
     for op in ops:
-        found = _find(op, table[op])
+        found = _find(op, table[op], target)
+        scheme = _sized(found, table[op].weights, target) if isinstance(found, _Use) else None
         if isinstance(found, FloatOp):
             floats.append(found)
-        elif found is not None:
-            scheme = table[op].weights
+        elif isinstance(scheme, FloatOp):
+            floats.append(scheme)
+        elif found is not None and scheme is not None:
             groups.setdefault(_Weight(found.value.name or "", _granularity(found, scheme), scheme), []).append(found)
     _keep_shared_transposes(model, groups, floats)
     if not groups:
@@ -96,44 +98,54 @@ def make_weight_plan(model: ir.Model, policy: Policy, *, listener: Listener = SI
 
 def _complete(found: Settings, target: Target) -> Settings:
     """What the policy leaves open, for weights alone: all levels are used, since no integer kernel wants them even."""
-    weights = found.weights.over(Scheme(dtype="int8", symmetric=True, scheme="per-channel", narrow_range=False))
-    if weights.dtype not in target.stored:
-        raise TargetError(
-            f"{found.reason}: weights.dtype: target {target.name} stores {', '.join(target.stored)}, "
-            f"not {weights.dtype}",
-            hint=f"use {target.stored[0]}, or another target ('qconvert targets')",
-        )
+    fill = Scheme(dtype=target.stored[0] if target.stored else None, symmetric=True, narrow_range=False)
+    weights = found.weights.over(fill.over(Scheme(scheme=target.stored_schemes[0])))
     check_groups("weights", weights, found.reason)
-    if weights.scheme == "per-group":
+    fault = stored_fault(weights, target)
+    if fault is not None:
+        raise TargetError(f"{found.reason}: {fault}", hint=f"{fault.hint}, or another target ('qconvert formats')")
+    if weights.scheme == "per-group" and not target.group_sizes:
         weights = weights.over(Scheme(group_size=DEFAULT_GROUP))
-        if weights.dtype in FLOAT8_TYPES:
-            raise PolicyError(
-                f"{found.reason}: weights.scheme: {weights.dtype} has one scale a channel or a tensor, not per group",
-                hint="use per-channel, or an integer type",
-            )
-    if target.symmetric_activations and not weights.symmetric:
-        raise TargetError(
-            f"{found.reason}: weights.symmetric: target {target.name} takes zero points of 0 only",
-            hint="leave 'symmetric' out",
-        )
     return replace(found, weights=weights)
 
 
-def _find(op: Operator, settings: Settings) -> _Use | FloatOp | None:
+def stored_fault(weights: Scheme, target: Target) -> Refusal | None:
+    """What of complete settings a target does not take where weights alone are quantized, or None."""
+    if weights.dtype not in target.stored:
+        why = f"target {target.name} stores {', '.join(target.stored) or 'none'}, not {weights.dtype}"
+        return Refusal("weights.dtype", why, f"use {target.stored[0]}" if target.stored else "use another mode")
+    if weights.scheme not in target.stored_schemes:
+        why = f"target {target.name} stores {weights.dtype} {', '.join(target.stored_schemes)}, not {weights.scheme}"
+        return Refusal("weights.scheme", why, f"use {target.stored_schemes[0]}")
+    if weights.scheme == "per-group" and weights.dtype in FLOAT8_TYPES:
+        why = f"{weights.dtype} has one scale a channel or a tensor, not per group"
+        return Refusal("weights.scheme", why, "use per-channel, or an integer type")
+    if weights.group_size is not None and target.group_sizes and weights.group_size not in target.group_sizes:
+        sizes = " or ".join(map(str, target.group_sizes))
+        why = f"target {target.name} takes groups of {sizes}, not {weights.group_size}"
+        return Refusal("weights.group_size", why, f"use {target.group_sizes[0]}")
+    if target.symmetric_weights and not weights.symmetric:
+        why = f"target {target.name} takes zero points of 0 only"
+        return Refusal("weights.symmetric", why, "leave it out")
+    return None
+
+
+def _find(op: Operator, settings: Settings, target: Target) -> _Use | FloatOp | None:
     """The weight of an operator, or why it stays float; None where there is nothing to say."""
     if op.op_type not in HEAVY and not _is_lookup(op):
         return _other(op)
     if settings.float:
         return FloatOp(op.name, op.op_type, f"left float by {settings.reason}", chosen=True)
+    reason = "" if op.op_type in target.stored_ops else f"{target.name} stores no weights of {op.op_type}"
     if op.op_type == "Gather" and _is_factor(op.node):
-        return FloatOp(
-            op.name, op.op_type, "its rows are factors, as of rotary embeddings: their errors would multiply"
-        )
+        reason = reason or "its rows are factors, as of rotary embeddings: their errors would multiply"
+    if reason:
+        return FloatOp(op.name, op.op_type, reason)
     position = 0 if op.op_type == "Gather" else OP_RULES[op.op_type].weight or 0
     value = operand(op.node, position)
     producer = value.producer() if value is not None else None
     use = _Use(op, Site(op.name, position), value) if value is not None else None
-    if value is not None and producer is not None and op.op_type in _GROUPED and _swaps(producer):
+    if value is not None and producer is not None and op.op_type in GROUPED and _swaps(producer):
         source = operand(producer, 0)
         name = producer.outputs[0].name or ""
         use = _Use(op, Site(name, 0), source, transposed=True) if source is not None else use
@@ -194,21 +206,39 @@ def _other(op: Operator) -> FloatOp | None:
     return None
 
 
+def _axes(use: _Use, rank: int) -> tuple[int, int]:
+    """The axes of the stored weight along which its operator's outputs and inputs lie."""
+    kind, found = use.op.op_type, attributes(use.op.node)
+    channel = 0 if kind == "Gather" else weight_axis(kind, rank, found)
+    inner = reduction_axis(kind, rank, found) if kind in {"Gemm", "MatMul"} else 1
+    return (1 - channel, 1 - inner) if use.transposed else (channel, inner)
+
+
+def _sized(use: _Use, scheme: Scheme, target: Target) -> Scheme | FloatOp:
+    """The settings with the first size of groups that divides the inputs, or why the weight stays float."""
+    shape = shape_of(use.value) or ()
+    if scheme.scheme != "per-group" or not target.group_sizes:
+        return scheme
+    sizes = target.group_sizes if scheme.group_size is None else (scheme.group_size,)
+    inputs = shape[_axes(use, len(shape))[1]] if len(shape) > 1 else 1
+    size = next((size for size in sizes if isinstance(inputs, int) and inputs % size == 0), None)
+    if size is None:
+        reason = f"its {inputs} inputs are no whole number of groups of {' or '.join(map(str, sizes))}"
+        return FloatOp(use.op.name, use.op.op_type, reason)
+    return scheme.model_copy(update={"group_size": size})
+
+
 def _granularity(use: _Use, scheme: Scheme) -> Granularity:
     """What the scheme asks for along the axes of the stored weight, or per channel where it has no groups."""
     rank = len(shape_of(use.value) or ())
     if scheme.scheme == "per-tensor" or rank < 2:
         return Granularity(reason="" if scheme.scheme == "per-tensor" else "a vector")
-    kind, found = use.op.op_type, attributes(use.op.node)
-    channel = 0 if kind == "Gather" else weight_axis(kind, rank, found)
-    inner = 1 if kind == "Gather" else reduction_axis(kind, rank, found)
-    if use.transposed:
-        channel, inner = 1 - channel, 1 - inner
+    channel, inner = _axes(use, rank)
     if scheme.scheme == "per-channel":
         return Granularity(channel)
-    if kind in _GROUPED:
+    if use.op.op_type in GROUPED:
         return Granularity(inner, scheme.group_size)
-    return Granularity(channel, reason=f"weights of {kind} have no groups")
+    return Granularity(channel, reason=f"weights of {use.op.op_type} have no groups")
 
 
 def _keep_shared_transposes(model: ir.Model, groups: dict[_Weight, list[_Use]], floats: list[FloatOp]) -> None:

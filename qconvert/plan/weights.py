@@ -108,20 +108,27 @@ def weight_entries(
             hint = f"--exclude {op.name} leaves its operator float"
             raise PlanError(f"weight '{value.name}' holds NaN or Inf", hint=hint)
         own = settings[op]
+        scheme = _wide_enough(op, own.weights, target)
         arrays[value.name or ""] = array
         bias, reason = _find_bias(op, placement) if own.bias == "int32" else None, own.reason
-        granularity = _granularity(op, array, bias, own.weights, target)
+        granularity = _granularity(op, array, bias, scheme, target)
         if bias is not None and granularity.block_size is not None:
             bias, reason = None, f"{reason}; the bias stays float: no int32 scale fits all groups of an output"
         axis = granularity.axis
         if bias is not None and op.op_type == "MatMul" and axis is not None and bias.array.size != array.shape[axis]:
             bias = None
-        weight = _Weight(value.name or "", granularity, own.weights)
+        weight = _Weight(value.name or "", granularity, scheme)
         groups.setdefault(weight, []).append(_Use(op, rule.weight, reason, bias))
     entries: list[Entry] = []
     for weight, uses in groups.items():
         entries += _group(weight, np.asarray(arrays[weight.name], np.float32), uses, inputs, given.get(weight.name))
     return entries
+
+
+def _wide_enough(op: Operator, scheme: Scheme, target: Target) -> Scheme:
+    """The settings of a weight; in the target's default type where the operator takes no fewer than 8 bits."""
+    low = QUANT_TYPES[scheme.dtype or ""].bits < 8
+    return Scheme(dtype=target.weights[0]).over(scheme) if low and op.op_type not in target.low_bit_ops else scheme
 
 
 def _find_bias(op: Operator, placement: Placement) -> _Bias | None:

@@ -20,10 +20,9 @@ from qconvert.float8 import FLOAT8_TYPES
 from qconvert.numerics import QUANT_TYPES
 from qconvert.policy.messages import Fault, Loc, not_one_of, show, unknown_key
 from qconvert.preprocess import PRESETS, Preprocess
-from qconvert.targets import TARGETS
+from qconvert.targets import TARGETS, Granularity
 
 Schema = dict[str, Any]
-Granularity = Literal["per-tensor", "per-channel", "per-group"]
 Bias = Literal["int32", "float"]
 Position = Literal["first", "last"]
 

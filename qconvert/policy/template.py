@@ -75,6 +75,7 @@ def template(target: str = "ort-cpu") -> str:
         TargetError: If there is no such target.
     """
     kind = get_target(target)
+    weights = kind.weights if "static" in kind.modes else kind.stored
     return _TEXT.format(
         version=VERSION,
         target=target,
@@ -83,8 +84,8 @@ def template(target: str = "ort-cpu") -> str:
         presets=", ".join(PRESETS),
         dtypes=", ".join((*QUANT_TYPES, *FLOAT8_TYPES)),
         activations=", ".join(kind.activations),
-        weights=", ".join(kind.weights),
-        weight=kind.weights[0],
+        weights=", ".join(weights),
+        weight=weights[0],
         activation=kind.activations[0],
         symmetric="true" if kind.symmetric_activations else "false",
         bias=kind.bias,

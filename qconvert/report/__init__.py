@@ -1,5 +1,31 @@
 """Rendering only: values in, tables or JSON out."""
 
-from qconvert.report import console, json, plot, stats
+from qconvert.report import (
+    console,
+    document,
+    formats,
+    html,
+    json,
+    junit,
+    layers,
+    markdown,
+    plot,
+    sensitivity,
+    stats,
+    store,
+)
 
-__all__ = ["console", "json", "plot", "stats"]
+__all__ = [
+    "console",
+    "document",
+    "formats",
+    "html",
+    "json",
+    "junit",
+    "layers",
+    "markdown",
+    "plot",
+    "sensitivity",
+    "stats",
+    "store",
+]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -13,11 +13,9 @@ from qconvert.rewrite.integer import to_integer
 from qconvert.rewrite.interface import InputType, Interface, OutputType, with_interface
 from qconvert.rewrite.qdq import to_qdq
 from qconvert.rewrite.qoperator import to_qoperator
+from qconvert.targets import Format
 
-Format = Literal["qdq", "qoperator", "integer"]
 Requant = Literal["single", "double"]
-
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,16 @@ class Written:
     notes: tuple[str, ...] = ()
 
 
+def check_form(form: Form) -> None:
+    """Refuses options of one format in another.
+
+    Raises:
+        PlanError: If there are any.
+    """
+    if form.format != "integer" and (form.requant != "single" or form.allow_float):
+        raise PlanError("--requant and --allow-float are of the integer format", hint="add --format integer")
+
+
 def write_plan(model: ir.Model, plan: Plan, form: Form) -> Written:
     """Carries out a plan on a prepared graph.
 
@@ -67,8 +75,7 @@ def write_plan(model: ir.Model, plan: Plan, form: Form) -> Written:
         PlanError: If an operator, input or output cannot have the form; names it.
         TargetError: If the types of the plan have no operators in this format.
     """
-    if form.format != "integer" and (form.requant != "single" or form.allow_float):
-        raise PlanError("--requant and --allow-float are of the integer format", hint="add --format integer")
+    check_form(form)
     written, notes = _write(model, plan, form)
     if form.input_type == form.output_type == "float32":
         return Written(written, None, notes)
@@ -78,6 +85,7 @@ def write_plan(model: ir.Model, plan: Plan, form: Form) -> Written:
 
 def _write(model: ir.Model, plan: Plan, form: Form) -> tuple[ir.Model, tuple[str, ...]]:
     if form.format == "integer":
+        plan = _with_sums(plan) if form.output_type == "int32" else plan
         found = to_integer(model, plan, requant=form.requant, allow_float=form.allow_float)
         return found.model, tuple(
             f"float island: {one.op_type} '{one.operator}': {one.reason}" for one in found.islands
@@ -86,3 +94,8 @@ def _write(model: ir.Model, plan: Plan, form: Form) -> tuple[ir.Model, tuple[str
         written, left = to_qoperator(model, plan)
         return written, tuple(f"{one.op_type} '{one.operator}' stays float between Q/DQ: {one.reason}" for one in left)
     return to_qdq(model, plan), ()
+
+
+def _with_sums(plan: Plan) -> Plan:
+    """The plan without grids of outputs: their sums are not brought to 8 bits."""
+    return replace(plan, entries=tuple(entry for entry in plan.entries if any(site.operator for site in entry.sites)))

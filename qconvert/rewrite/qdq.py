@@ -15,6 +15,7 @@ from qconvert.errors import PlanError
 from qconvert.graph import add_constant, constant, operators, tidy
 from qconvert.numerics import INT8, QUANT_TYPES, UINT8, QuantParams, QuantType, quantize
 from qconvert.plan import Absorbed, Entry, Plan, Site
+from qconvert.rewrite.settle import settle_int8
 from qconvert.targets import Target, get_target
 
 _STORAGE = {
@@ -72,6 +73,7 @@ def to_qdq(model: ir.Model, plan: Plan) -> ir.Model:
             writer.activation(entry)
         else:
             writer.constant(entry)
+    settle_int8(model)
     return tidy(model)
 
 

@@ -19,12 +19,10 @@ from qconvert.numerics import QuantParams, quantize
 from qconvert.plan import FloatOp, Plan, Site
 from qconvert.plan.operands import clamp_bounds
 from qconvert.rewrite.kernels import KERNELS, MICROSOFT, Group, Kernel, group_of
+from qconvert.rewrite.limits import pair_refusal, type_refusal
 from qconvert.rewrite.pairs import Levels, dequantized, is_operator, quantized, quantizer, same_grid
 from qconvert.rewrite.qdq import to_qdq
-from qconvert.targets import HEAVY
-
-TARGET = "ort-cpu"
-"""The only target that has these operators."""
+from qconvert.targets import HEAVY, TARGETS, get_target
 
 
 def check_plan(plan: Plan) -> None:
@@ -33,31 +31,35 @@ def check_plan(plan: Plan) -> None:
     Raises:
         TargetError: If it does not, or the target is another runtime.
     """
-    if plan.target != TARGET:
+    if "qoperator" not in get_target(plan.target).formats:
+        able = " or ".join(name for name, target in TARGETS.items() if "qoperator" in target.formats)
         raise TargetError(
             f"format qoperator: target {plan.target} does not have onnxruntime's integer operators",
-            hint=f"use the QDQ format, or target {TARGET}",
+            hint=f"use the QDQ format, or target {able}",
         )
     for entry in plan.entries:
-        if entry.role != "bias" and entry.params.dtype.bits > 8:
-            raise TargetError(
-                f"format qoperator: {entry.role} '{entry.tensor}' is {entry.params.dtype}: "
-                "onnxruntime's integer operators take 8 bits",
-                hint="use the QDQ format, or uint8 activations and int8 weights",
-            )
+        if entry.role == "bias":
+            continue
+        refusal = type_refusal("qoperator", f"{entry.role} '{entry.tensor}'", entry.params.dtype.name)
+        if refusal:
+            hint = "use the QDQ format, or uint8 activations and int8 weights"
+            raise TargetError(f"format qoperator: {refusal}", hint=hint)
     _check_pairs(plan)
 
 
 def _check_pairs(plan: Plan) -> None:
     read = {site: entry for entry in plan.entries for site in entry.sites}
+    clipped = get_target(plan.target).clipped
     for name, op_type in plan.integer:
         data, weight = read.get(Site(name, 0)), read.get(Site(name, 1))
         if op_type not in HEAVY or data is None or weight is None:
             continue
-        if data.params.dtype.name == "int8" and not weight.params.dtype.signed:
+        kinds = data.params.dtype.name, weight.params.dtype.name
+        refusal = pair_refusal("qoperator", clipped.get(kinds[0], kinds[0]), kinds[1])
+        if refusal:
             raise TargetError(
-                f"format qoperator: {op_type} '{name}' reads {data.params.dtype} '{data.tensor}' and "
-                f"{weight.params.dtype} '{weight.tensor}': onnxruntime has no integer operator for the two",
+                f"format qoperator: {op_type} '{name}' reads {kinds[0]} '{data.tensor}' and "
+                f"{kinds[1]} '{weight.tensor}': {refusal}",
                 hint="use int8 weights, or uint8 activations, or the QDQ format",
             )
 

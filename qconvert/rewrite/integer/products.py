@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qconvert.graph import attributes, constant, is_constant, operand, shape_of
+from qconvert.graph import attributes, is_constant, operand, shape_of
 from qconvert.numerics import INT32 as INT32_GRID
 from qconvert.rewrite.integer.emit import INT32, Emitter
 from qconvert.rewrite.integer.levels import (
@@ -140,12 +140,13 @@ def _gemm(emit: Emitter, node: ir.Node) -> Accumulator:
 
 
 def _transposed(emit: Emitter, b: Levels) -> Levels:
-    array = constant(b.value)
+    stored = stored_levels(b.value)
     axis = None if b.grid.axis is None else 1 - b.grid.axis
-    if array is None:
+    if stored is None:
         value = emit.node("Transpose", b.value, attributes={"perm": [1, 0]})
     else:
-        value = emit.constant("weight", array.T, array.dtype)
+        value = emit.constant("weight", stored.T, stored.dtype)
+        value = value if is_constant(b.value) else emit.cast(value, b.grid.dtype)
     return replace(b, value=value, grid=replace(b.grid, axis=axis))
 
 
