@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,8 +15,9 @@ from qconvert.errors import CalibrationError, DataError, PlanError
 if TYPE_CHECKING:
     from qconvert.calibration import Calibration
     from qconvert.cli.terminal import Terminal
-    from qconvert.pipeline import Quantized
+    from qconvert.pipeline import Quantized, Way
     from qconvert.policy import Policy
+    from qconvert.preprocess import Preprocess
 
 MaybeModel = Annotated[
     Path | None,
@@ -157,7 +159,6 @@ def command(
     """
     from qconvert import evidence, pipeline, report  # noqa: PLC0415 - --help does without
     from qconvert.cli.terminal import Terminal, short  # noqa: PLC0415
-    from qconvert.files import check_writable  # noqa: PLC0415
     from qconvert.machine import saturation_warning  # noqa: PLC0415
     from qconvert.rewrite.forms import Form  # noqa: PLC0415
     from qconvert.support import check  # noqa: PLC0415
@@ -176,63 +177,23 @@ def command(
         exclude=exclude,
     )
     form = Form(file_format, input_type, output_type, requant, allow_float)
-    _check_mode(mode, activation_scheme=activation_scheme, bounded=bounded, calibration=calibration)
+    way = pipeline.Way("dynamic" if mode == "dynamic" else "static", activation_scheme, bounded)
+    given = _Given(model, calibration, data, o.read_preprocess(preprocess), samples, seed, strict)
+    _check_mode(mode, way, given, shard_size)
     check(wanted, mode, form, activation_scheme=activation_scheme)
-    if data is None and (preprocess is not None or samples is not None or strict):
-        raise DataError("--preprocess, --samples and --strict are about samples", hint="give --data, or leave them out")
-    if data is not None and calibration is not None:
-        raise CalibrationError("--data and --calibration exclude each other", hint="give one of them")
-    if model is None and (data is not None or mode == "weight-only"):
-        option, value = ("--data", " SAMPLES") if data is not None else ("--mode weight-only", "")
-        raise CalibrationError(f"{option} needs MODEL", hint=f"qconvert quantize MODEL {option}{value}")
-    found_here = data is None and calibration is None and mode == "static"
-    found: Calibration | None = None
+    place = _Place(output, force, provider, threads, max_memory)
     if mode == "weight-only" and model is not None:
-        from qconvert.weight_only import quantize_weights  # noqa: PLC0415
-
-        path = output or default_output(model, wanted, mode)
-        result: Quantized = quantize_weights(
-            model,
-            output=path,
-            policy=wanted,
-            data=data,
-            preprocess=o.read_preprocess(preprocess),
-            limit=samples,
-            seed=seed,
-            provider=provider,
-            max_memory=max_memory,
-            shard_size=shard_size,
-            force=force,
-            listener=terminal,
-        )
+        found = None
+        result = _weights_only(model, given, wanted, place, shard_size, terminal)
     else:
-        if shard_size is not None:
-            raise DataError("--shard-size is of --mode weight-only", hint="leave it out")
-        if data is not None and model is not None:
-            check_writable(output or default_output(model, wanted, mode), force=force, keep=model)
-            found = pipeline.calibrate(
-                model,
-                data,
-                policy=wanted,
-                preprocess=o.read_preprocess(preprocess),
-                limit=samples,
-                seed=seed,
-                provider=provider,
-                threads=threads,
-                max_memory=max_memory,
-                strict=strict,
-                listener=terminal,
-            )
-        elif mode != "dynamic" or bounded or model is None or calibration or _beside(model):
-            model, found = _stored(model, calibration, terminal)
-        path = output or default_output(model, wanted, mode)
+        model, found = _statistics(given, wanted, way, place, terminal)
         result = pipeline.quantize(
             model,
             found,
-            output=path,
+            output=place.of(model, wanted, mode),
             policy=wanted,
             ranges=ranges,
-            way=pipeline.Way("dynamic" if mode == "dynamic" else "static", activation_scheme, bounded),
+            way=way,
             form=form,
             provider=provider,
             force=force,
@@ -247,16 +208,105 @@ def command(
         report.console.quantized(result, terminal.console)
     if reports:
         reporting.finish(evidence.quantized_report(result, wanted, found), reports, terminal, force=force)
-    pair = "" if found_here and output is None else f"{short(model)} {short(path)} "
+    path = place.of(model, wanted, mode)
+    implied = data is None and calibration is None and output is None and mode == "static"
+    pair = "" if implied else f"{short(model)} {short(path)} "
     terminal.done(f"{short(path)}: written; next: qconvert evaluate {pair}--data LABELLED_SAMPLES")
 
 
-def _check_mode(mode: str, *, activation_scheme: str, bounded: bool, calibration: Path | None) -> None:
-    """Refuses options that a mode has no use for."""
-    if mode != "dynamic" and (activation_scheme != "per-tensor" or bounded):
+@dataclass(frozen=True)
+class _Given:
+    """What the user gave to quantize from."""
+
+    model: Path | None
+    calibration: Path | None
+    data: Path | None
+    preprocess: Preprocess | None
+    samples: int | None
+    seed: int
+    strict: bool
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the work is done, and its result goes."""
+
+    output: Path | None
+    force: bool
+    provider: str
+    threads: int
+    max_memory: int | None
+
+    def of(self, model: Path, policy: Policy, mode: str) -> Path:
+        """The file to write."""
+        return self.output or default_output(model, policy, mode)
+
+
+def _check_mode(mode: str, way: Way, given: _Given, shard_size: int | None) -> None:
+    """Refuses options that have no use, or exclude each other."""
+    if mode != "dynamic" and (way.activation_scheme != "per-tensor" or way.bounded):
         raise PlanError("--activation-scheme and --bounded are of --mode dynamic", hint="add it, or leave them out")
-    if mode == "weight-only" and calibration is not None:
+    if mode == "weight-only" and given.calibration is not None:
         raise CalibrationError("--mode weight-only needs no statistics", hint="leave --calibration out")
+    if mode != "weight-only" and shard_size is not None:
+        raise DataError("--shard-size is of --mode weight-only", hint="leave it out")
+    if given.data is None and (given.preprocess is not None or given.samples is not None or given.strict):
+        raise DataError("--preprocess, --samples and --strict are about samples", hint="give --data, or leave them out")
+    if given.data is not None and given.calibration is not None:
+        raise CalibrationError("--data and --calibration exclude each other", hint="give one of them")
+    if given.model is None and (given.data is not None or mode == "weight-only"):
+        option, value = ("--data", " SAMPLES") if given.data is not None else ("--mode weight-only", "")
+        raise CalibrationError(f"{option} needs MODEL", hint=f"qconvert quantize MODEL {option}{value}")
+
+
+def _weights_only(
+    model: Path, given: _Given, policy: Policy, place: _Place, shard_size: int | None, terminal: Terminal
+) -> Quantized:
+    from qconvert.weight_only import quantize_weights  # noqa: PLC0415 - --help does without
+
+    return quantize_weights(
+        model,
+        output=place.of(model, policy, "weight-only"),
+        policy=policy,
+        data=given.data,
+        preprocess=given.preprocess,
+        limit=given.samples,
+        seed=given.seed,
+        provider=place.provider,
+        max_memory=place.max_memory,
+        shard_size=shard_size,
+        force=place.force,
+        listener=terminal,
+    )
+
+
+def _statistics(
+    given: _Given, policy: Policy, way: Way, place: _Place, terminal: Terminal
+) -> tuple[Path, Calibration | None]:
+    """The model, and its statistics: made now, read from a file, or none where nothing needs them."""
+    from qconvert import pipeline  # noqa: PLC0415 - --help does without
+    from qconvert.files import check_writable  # noqa: PLC0415
+
+    model = given.model
+    if given.data is not None and model is not None:
+        check_writable(place.of(model, policy, way.mode), force=place.force, keep=model)
+        return model, pipeline.calibrate(
+            model,
+            given.data,
+            policy=policy,
+            preprocess=given.preprocess,
+            limit=given.samples,
+            seed=given.seed,
+            provider=place.provider,
+            threads=place.threads,
+            max_memory=place.max_memory,
+            strict=given.strict,
+            listener=terminal,
+        )
+    needless = way.mode == "dynamic" and not way.bounded and given.calibration is None
+    if needless and model is not None and not _beside(model):
+        return model, None
+    return _stored(model, given.calibration, terminal)
 
 
 def default_output(model: Path, policy: Policy, mode: str = "static") -> Path:
