@@ -160,9 +160,9 @@ class SampleRanges:
     @classmethod
     def of(cls, index: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike) -> SampleRanges:
         """Of any order; equal numbers, as of two sets of samples, in the order of their ranges."""
-        parts = np.asarray(index, np.int64), np.asarray(low, np.float32), np.asarray(high, np.float32)
-        order = np.lexsort(parts[::-1])[:RECORDED]
-        return cls(*(part[order] for part in parts))
+        numbers, lows, highs = np.asarray(index, np.int64), np.asarray(low, np.float32), np.asarray(high, np.float32)
+        order = np.lexsort((highs, lows, numbers))[:RECORDED]
+        return cls(numbers[order], lows[order], highs[order])
 
     def __add__(self, other: SampleRanges) -> SampleRanges:
         if not (self.index.size and other.index.size):
