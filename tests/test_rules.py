@@ -62,6 +62,9 @@ BUILDERS: dict[str, Between] = {
     "Tile": Between("b = Tile(a, s)", {"s": i64(1, 2, 1, 1)}, 16),
     "Clip": Between("b = Clip(a, low, high)", {"low": f32(-0.5).reshape(()), "high": f32(0.5).reshape(())}),
     "LeakyRelu": plain("LeakyRelu", "<alpha=0.1>"),
+    "ThresholdedRelu": plain(
+        "ThresholdedRelu", "<alpha=0.1>"
+    ),  # its jump, not its rounding, is what a higher one tests
     "ReduceMean": Between("b = ReduceMean(a, axes)", {"axes": i64(2, 3)}),
     "ReduceMax": Between("b = ReduceMax(a, axes)", {"axes": i64(2, 3)}),
     "PRelu": Between("b = PRelu(a, slope)", {"slope": abs(weight(8, 1, 1))}),
@@ -73,6 +76,17 @@ BUILDERS: dict[str, Between] = {
     "GroupNormalization": Between(
         "b = GroupNormalization<num_groups=2>(a, s, o)", {"s": f32(*[1] * 8), "o": weight(8)}, opset=21
     ),
+    "LayerNormalization": Between(
+        "b = LayerNormalization<axis=1>(a, s, o)",
+        {"s": f32(*[1.5] * 512).reshape(8, 8, 8), "o": weight(8, 8, 8)},
+        opset=17,
+    ),
+    "LpNormalization": plain("LpNormalization", "<axis=1, p=2>"),
+    "LogSoftmax": plain("LogSoftmax", "<axis=1>"),
+    "Sub": Between("k = Conv(x, m) b = Sub(a, k)", {"m": weight(8, 3, 1, 1)}),
+    "Div": Between("k = Conv(x, m) d = Exp(k) b = Div(a, d)", {"m": weight(8, 3, 1, 1, gain=0.1)}),
+    "Max": Between("k = Conv(x, m) b = Max(a, k)", {"m": weight(8, 3, 1, 1)}),
+    "Min": Between("k = Conv(x, m) b = Min(a, k)", {"m": weight(8, 3, 1, 1)}),
     "Swish": Between("b = Swish(a)", opset=24),
     **{
         name: plain(name)
@@ -90,7 +104,6 @@ BUILDERS: dict[str, Between] = {
             "Mish",
             "Softplus",
             "Softsign",
-            "ThresholdedRelu",
             "GlobalAveragePool",
             "GlobalMaxPool",
             "Identity",
