@@ -29,7 +29,7 @@ from qconvert.policy import Policy
 from qconvert.prepare import prepare, raise_opset
 from qconvert.preprocess import preset
 from qconvert.rewrite import dynamic as rewrite_dynamic
-from qconvert.rewrite.forms import Form, Written, write_plan
+from qconvert.rewrite.forms import Form, Written, with_sums, write_plan
 from qconvert.rewrite.interface import Interface
 from qconvert.rewrite.qdq import needed_opset, to_qdq
 from qconvert.rewrite.weight_forms import needed_opset as weights_opset
@@ -176,18 +176,22 @@ def _is_known(cell: Cell, found: Sample, plan: Plan) -> bool:
     """Whether the interpreter knows the operators: every value has one grid of at most 8 bits."""
     target = TARGETS[cell.target]
     narrow = all(QUANT_TYPES[dtype].bits <= 8 for dtype in (cell.weights, cell.activations))
-    plain = cell.scheme != "per-group" and (cell.input_type, cell.output_type) == DEPLOYED[0]
+    plain = cell.scheme != "per-group" and (
+        cell.format == "integer" or (cell.input_type, cell.output_type) == DEPLOYED[0]
+    )
     return narrow and plain and target.outputs == "required" and bool(plan.entries) and not found.attends
 
 
 def _reference(opset: int, plan: Plan, cell: Cell, found: Sample) -> list[list[Array]]:
-    key = cell.target, cell.weights, cell.activations, cell.scheme
+    if cell.output_type == "int32":
+        plan = with_sums(plan)
+    key = cell.target, cell.weights, cell.activations, cell.scheme, cell.output_type
     if key not in _KNOWN:
         _KNOWN[key] = [reference(to_qdq(found.copy(opset), plan), found.probes[0], "single")]
     return _KNOWN[key]
 
 
-_KNOWN: dict[tuple[str, str, str, str], list[list[Array]]] = {}
+_KNOWN: dict[tuple[str, str, str, str, str], list[list[Array]]] = {}
 """What the interpreter gives for the first probe: formats share it."""
 
 

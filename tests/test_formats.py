@@ -64,7 +64,7 @@ def test_every_cell_runs_as_stated(name: str, cell: Cell) -> None:
     assert pooled_sqnr(found.plain, found.optimized) > LEAST_AGREED_DB
     if cell.format == "integer" and name == "digits_cnn":
         assert float_products(found.written.model) == []
-        assert found.exact is None or found.levels, "not the same to the bit"
+        assert found.levels, "not the same to the bit"
     elif found.exact is not None:
         assert min(found.exact) > LEAST_EXACT_DB
     if cell.input_type == cell.output_type == "float32":
@@ -76,11 +76,10 @@ def test_every_cell_runs_as_stated(name: str, cell: Cell) -> None:
 
 
 def test_the_integer_cells_are_compared_to_the_bit() -> None:
-    """The interpreter must know all of them that have reals on both sides."""
+    """The interpreter must know them, whatever is at their ends."""
     known = [cell for cell in chosen("digits_cnn") if cell.format == "integer"]
-    plain = [cell for cell in known if cell.input_type == cell.output_type == "float32"]
-    assert len(plain) > 40
-    assert ran(plain[0], sample("digits_cnn")).exact is not None
+    assert len(known) > 90
+    assert ran(known[0], sample("digits_cnn")).exact is not None
 
 
 # the claims

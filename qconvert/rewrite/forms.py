@@ -85,7 +85,7 @@ def write_plan(model: ir.Model, plan: Plan, form: Form) -> Written:
 
 def _write(model: ir.Model, plan: Plan, form: Form) -> tuple[ir.Model, tuple[str, ...]]:
     if form.format == "integer":
-        plan = _with_sums(plan) if form.output_type == "int32" else plan
+        plan = with_sums(plan) if form.output_type == "int32" else plan
         found = to_integer(model, plan, requant=form.requant, allow_float=form.allow_float)
         return found.model, tuple(
             f"float island: {one.op_type} '{one.operator}': {one.reason}" for one in found.islands
@@ -96,6 +96,6 @@ def _write(model: ir.Model, plan: Plan, form: Form) -> tuple[ir.Model, tuple[str
     return to_qdq(model, plan), ()
 
 
-def _with_sums(plan: Plan) -> Plan:
+def with_sums(plan: Plan) -> Plan:
     """The plan without grids of outputs: their sums are not brought to 8 bits."""
     return replace(plan, entries=tuple(entry for entry in plan.entries if any(site.operator for site in entry.sites)))
