@@ -188,7 +188,7 @@ def serialize(model: ir.Model) -> bytes:
     outside = _external_values(model)
     try:
         for value, tensor in outside:
-            value.const_value = ir.external_data.convert_tensors_from_external([tensor])[0]
+            value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)  # others may hold its bytes
         blob: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     finally:
         for value, tensor in outside:

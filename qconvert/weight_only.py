@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qconvert.comparison import compare_outputs, file_size
-from qconvert.errors import DataError, ModelError
+from qconvert.errors import DataError, ModelError, PlanError
 from qconvert.files import atomic_output, check_writable
 from qconvert.graph import file_hash, initializers, load_model, weight_bytes, write_model
 from qconvert.kernel_census import census
@@ -29,6 +29,8 @@ from qconvert.prepare import prepare, raise_opset
 from qconvert.preprocess import Preprocess
 from qconvert.provenance import record_conversion
 from qconvert.random_inputs import random_feeds
+from qconvert.recover import Tried
+from qconvert.recover.weights import names_for, recover_weights
 from qconvert.rewrite.packing import Stored, packed_sizes, weight_sqnr
 from qconvert.rewrite.weight_forms import needed_opset, readings
 from qconvert.rewrite.weight_only import to_weight_only
@@ -42,6 +44,12 @@ COMPARED = 1 << 30
 
 RUN = 1 << 32
 """Bytes of weights, as they are in memory, up to which the written model is run, where no limit is given."""
+
+SEEN = 64
+"""Samples that methods see which win back accuracy: others than outputs are compared on, where there are enough."""
+
+RANDOM = 12
+"""Random inputs that they see where there are no samples; one more is what outputs are compared on."""
 
 INLINE = 1 << 28
 """Bytes of weights that are written into the model's file; more go beside it, which takes less memory."""
@@ -125,14 +133,28 @@ def quantize_weights(
     feeds, about = _feeds(model, graph, data, preprocess, limit=limit, seed=seed, listener=listener)
     if compared and data is None and feeds:
         feeds = _runnable(model, feeds, provider, listener)
+    shown = feeds[:1] if data is None else feeds[:PROOF]
     for note in prepare(graph, feeds if compared else (), original=model, fold=False).notes:
         listener.note(note)
-    plan = make_weight_plan(graph, policy, listener=listener)
+    before = {value.name or "": tensor for value, tensor in initializers(graph)}
+    plan, tried = make_weight_plan(graph, policy, listener=listener), tuple[Tried, ...]()
+    names = names_for(policy, plan, weight_bytes(graph))
+    if names and compared and feeds:
+        seen = feeds[len(shown) :] or feeds
+        found = recover_weights(graph, plan, policy, names, seen, random=data is None, listener=listener)
+        graph, plan, tried = found.work.graph, found.work.plan, found.tried
+        before = {value.name or "": tensor for value, tensor in initializers(found.work.reference)}
+        for note in found.work.notes:
+            listener.note(note)
+    elif names and policy.recover:
+        raise PlanError(
+            "recover: the float model must run, and it does not fit or is not given what it reads",
+            hint="give --data, and more --max-memory; or leave it out",
+        )
     release_memory()
     needed = needed_opset(readings(graph, plan))
     check_opset(TWO_BIT_OPSET if any(entry.params.dtype.bits == 2 for entry in plan.entries) else needed)
     raise_opset(graph, needed)
-    before = {value.name or "": tensor for value, tensor in initializers(graph)}
     written = to_weight_only(graph, plan)
     for note in written.notes:
         listener.note(note)
@@ -144,8 +166,10 @@ def quantize_weights(
         size = file_size(temporary)
         loaded = size + sum(4 * before[one.weight].size for one in written.stored if one.folded)
         runs = compared or _fits(loaded, max_memory, RUN)
-        proof = _prove(model, temporary, feeds if runs else (), provider, compared=compared, listener=listener)
-    return QuantizedWeights(model, output, file_size(model), size, plan, proof, weights=weights, random=data is None)
+        proof = _prove(model, temporary, shown if runs else (), provider, compared=compared, listener=listener)
+    return QuantizedWeights(
+        model, output, file_size(model), size, plan, proof, None, tried, weights=weights, random=data is None
+    )
 
 
 def _fits(weights: int, limit: int | None, usual: int) -> bool:
@@ -163,13 +187,13 @@ def _feeds(
     seed: int,
     listener: Listener,
 ) -> tuple[Sequence[Feeds], Mapping[str, Any]]:
-    """A few samples and what they are, or one random input."""
+    """Some samples and what they are, or some random inputs."""
     if data is not None:
         usual = preprocess if are_images(data) else None
         samples = open_data(model, graph, data, usual, limit=limit, seed=seed, listener=listener)
-        return [sample.feeds for _, sample in islice(readable(samples), PROOF)], samples.description
+        return [sample.feeds for _, sample in islice(readable(samples), PROOF + SEEN)], samples.description
     try:
-        feeds = [random_feeds(graph, seed)]
+        feeds = [random_feeds(graph, seed + index) for index in range(1 + RANDOM)]
     except DataError as error:
         listener.note(f"not run: {error}")
         return (), {}

@@ -19,7 +19,7 @@ from qconvert.histogram import TensorStats
 from qconvert.numerics import INT8, INT32, UINT8, QuantParams, QuantType, Range, params_from_range, quantize
 from qconvert.plan import Entry, Given, Plan, candidate_values, make_placement, make_plan
 from qconvert.plan.activations import _saturates
-from qconvert.plan.weights import _room_for_bias, weight_params
+from qconvert.plan.weights import room_for_bias, weight_params
 from qconvert.policy import Policy, Scheme
 from qconvert.prepare import prepare
 from qconvert.targets import TARGETS
@@ -213,7 +213,7 @@ def test_biases_fit_int32(bias: list[float], magnitudes: list[float], scale: flo
     array = np.array(magnitudes, np.float32).reshape(4, 1)
     axis = 0 if per_channel else None
     params = weight_params(array, Scheme(dtype="int8", symmetric=True, narrow_range=True), axis=axis)
-    wide = _room_for_bias(params, scale, np.array(bias, np.float32))
+    wide = room_for_bias(params, scale, np.array(bias, np.float32))
     assert (wide.scale >= params.scale).all()
     levels = np.abs(np.array(bias)) / (wide.scale.astype(np.float64) * scale)
     assert levels.max() < 1.001 * 2**30
@@ -221,7 +221,7 @@ def test_biases_fit_int32(bias: list[float], magnitudes: list[float], scale: flo
 
 def test_a_grouped_transpose_leaves_room_in_every_group() -> None:
     params = weight_params(np.zeros((4, 2, 1, 1), np.float32) + 1e-20, Scheme(dtype="int8", symmetric=True), axis=1)
-    wide = _room_for_bias(params, 1.0, f32(1, 0, 0, 100))
+    wide = room_for_bias(params, 1.0, f32(1, 0, 0, 100))
     assert np.allclose(wide.scale * 2**30, [1, 100], rtol=1e-3)
 
 

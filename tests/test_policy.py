@@ -176,7 +176,7 @@ BAD = [
     ),
     ("version: 1\n\ndefaults: {wieghts: {}}", "3: defaults.wieghts: unknown key", "did you mean 'weights'?"),
     ("traget: ort-cpu", "1: traget: unknown key", "did you mean 'target'?"),
-    ("zzz: 1", "1: zzz: unknown key", "the keys are version, target, preprocess, defaults, rules"),
+    ("zzz: 1", "1: zzz: unknown key", "the keys are version, target, preprocess, recover, defaults, rules"),
     ("rules:\n- {match: {name: [a]}}", "2: rules[0].match.name: unknown key", "did you mean 'names'?"),
     ("target: ort", "1: target: expected one of ort-cpu, ..., got 'ort'", "did you mean 'ort-cpu'?"),
     ("preprocess: imagnet", "1: preprocess: expected one of imagenet, ..., got 'imagnet'", "did you mean 'imagenet'?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -227,6 +228,16 @@ def size(text: str) -> int:
         raise typer.BadParameter(f"expected a size as 800MB or 2GiB, got '{text}'") from None
 
 
+def seconds(text: str) -> float:
+    """Of ``90``, ``90s``, ``5m`` or ``1h``."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    with contextlib.suppress(ValueError):
+        if float(number) >= 0:
+            return float(number) * unit
+    raise typer.BadParameter(f"expected a time as 90s, 5m or 1h, got '{text}'")
+
+
 MaxMemory = Annotated[
     int | None,
     typer.Option(
@@ -256,6 +267,7 @@ def read_policy(
     weights: str | None = None,
     activations: str | None = None,
     exclude: list[str] | None = None,
+    recover: str | None = None,
 ) -> Policy:
     """The policy file with the options of the command line over it."""
     from qconvert.policy import Policy, load  # noqa: PLC0415 - --help does without
@@ -270,6 +282,7 @@ def read_policy(
         weights=weights,
         activations=activations,
         exclude=tuple(exclude or ()),
+        recover=None if recover is None else [name.strip() for name in recover.split(",") if name.strip()],
     )
 
 

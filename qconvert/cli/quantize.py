@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from qconvert.policy import Policy
     from qconvert.preprocess import Preprocess
 
+
+def _methods() -> list[str]:
+    from qconvert.recover import AUTO, METHODS, NONE  # noqa: PLC0415 - --help does without
+
+    return [AUTO, NONE, *METHODS]
+
+
 MaybeModel = Annotated[
     Path | None,
     typer.Argument(
@@ -34,6 +41,30 @@ Ranges = Annotated[
         metavar="FILE",
         help="Take activations' ranges from another tool's .cache (TensorRT) or .json (onnxruntime); others from the "
         "calibrator.",
+        rich_help_panel=o.QUANTIZATION,
+        show_default=False,
+    ),
+]
+
+
+Recover = Annotated[
+    str | None,
+    typer.Option(
+        "--recover",
+        metavar="METHODS",
+        help="Win back accuracy: names of methods with commas between, or auto: what proves itself is kept.",
+        rich_help_panel=o.QUANTIZATION,
+        autocompletion=_methods,
+        show_default=False,
+    ),
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        "--budget",
+        metavar="TIME",
+        parser=o.seconds,
+        help="When --recover begins no other method, e.g. 90s, 5m or 1h.",
         rich_help_panel=o.QUANTIZATION,
         show_default=False,
     ),
@@ -133,6 +164,8 @@ def command(
     weights: o.WeightsType = None,
     activations: o.ActivationsType = None,
     exclude: o.Exclude = None,
+    recover: Recover = None,
+    budget: Budget = None,
     file_format: FormatName = "qdq",
     input_type: InputTypeName = "float32",
     output_type: OutputTypeName = "float32",
@@ -155,6 +188,8 @@ def command(
 
     Example: qconvert quantize model.onnx --data images/ --policy policy.yaml -o small.onnx
 
+    Example: qconvert quantize --scheme per-channel --recover auto --budget 5m
+
     Example: qconvert quantize model.onnx --mode weight-only --weights int4 --scheme per-group
     """
     from qconvert import evidence, pipeline, report  # noqa: PLC0415 - --help does without
@@ -175,11 +210,13 @@ def command(
         weight_calibrator=weight_calibrator,
         activations=activations,
         exclude=exclude,
+        recover=recover,
     )
     form = Form(file_format, input_type, output_type, requant, allow_float)
     way = pipeline.Way("dynamic" if mode == "dynamic" else "static", activation_scheme, bounded)
     given = _Given(model, calibration, data, o.read_preprocess(preprocess), samples, seed, strict)
     _check_mode(mode, way, given, shard_size)
+    _check_recover(wanted, budget)
     check(wanted, mode, form, activation_scheme=activation_scheme)
     place = _Place(output, force, provider, threads, max_memory)
     if mode == "weight-only" and model is not None:
@@ -196,6 +233,7 @@ def command(
             way=way,
             form=form,
             provider=provider,
+            budget=budget,
             force=force,
             listener=terminal,
         )
@@ -257,6 +295,11 @@ def _check_mode(mode: str, way: Way, given: _Given, shard_size: int | None) -> N
     if given.model is None and (given.data is not None or mode == "weight-only"):
         option, value = ("--data", " SAMPLES") if given.data is not None else ("--mode weight-only", "")
         raise CalibrationError(f"{option} needs MODEL", hint=f"qconvert quantize MODEL {option}{value}")
+
+
+def _check_recover(policy: Policy, budget: float | None) -> None:
+    if budget is not None and not policy.recover:
+        raise PlanError("--budget is of --recover", hint="add --recover auto, or leave it out")
 
 
 def _weights_only(

@@ -36,6 +36,7 @@ def quantized_report(result: Quantized, policy: Policy, calibrated: Calibration 
     sections = [
         Section("Fidelity of the outputs", tables=(common.fidelity_table(proof.fidelity, caption),)),
         _summary(result),
+        *_tried(result),
         kernel_section(proof.kernels),
         *_floats(plan),
         *_grids(plan),
@@ -76,6 +77,24 @@ def _summary(result: Quantized) -> Section:
         ("size after, MB", result.size_after / 1e6),
     ]
     return Section("What was done", tables=(Table((Column("", text=True), Column("")), tuple(rows)),))
+
+
+def _tried(result: Quantized) -> list[Section]:
+    if not result.tried:
+        return []
+    columns = (
+        Column("method", text=True),
+        Column("SQNR without it", "dB"),
+        Column("with it", "dB"),
+        Column("time, s", digits=1),
+        Column("", text=True),
+    )
+    rows = tuple(
+        (one.method, one.before_db, one.after_db, one.seconds, ("kept" if one.kept else one.why or "not kept"))
+        for one in result.tried
+    )
+    caption = "of the outputs, on samples of the calibration; each on top of what was kept before it"
+    return [Section("Winning back accuracy", tables=(Table(columns, rows, caption),))]
 
 
 def _floats(plan: Plan) -> list[Section]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,12 +14,14 @@ from qconvert.calibration import Calibration
 from qconvert.choose import choose
 from qconvert.comparison import compare_outputs, file_size
 from qconvert.errors import CalibrationError, PlanError
-from qconvert.exchange.given import given_ranges, unmatched_notes
+from qconvert.exchange.given import GivenRanges, given_ranges, unmatched_notes
 from qconvert.files import atomic_output, check_writable
 from qconvert.graph import file_hash, load_model, write_model
+from qconvert.histogram import TensorStats
 from qconvert.kernel_census import Kernel, census
 from qconvert.listener import SILENT, Listener
 from qconvert.pipeline.data import PROOF
+from qconvert.pipeline.recovering import recover
 from qconvert.plan import Plan, make_plan
 from qconvert.plan.dynamic import make_dynamic_plan
 from qconvert.plan.outputs import quantize_outputs
@@ -28,6 +30,8 @@ from qconvert.policy import Policy
 from qconvert.prepare import prepare, raise_opset
 from qconvert.provenance import record
 from qconvert.random_inputs import random_feeds
+from qconvert.recover import Tried, make_methods
+from qconvert.recover.trials import PlanOf
 from qconvert.rewrite import dynamic as rewrite_dynamic
 from qconvert.rewrite.forms import Form, Written, write_plan
 from qconvert.rewrite.interface import Interface
@@ -66,6 +70,7 @@ class Quantized:
         plan: What was decided.
         proof: What was seen.
         interface: What inputs and outputs mean, where they are not what the float model's are.
+        tried: What the methods of ``recover`` gave and cost.
     """
 
     model: Path
@@ -75,6 +80,7 @@ class Quantized:
     plan: Plan
     proof: Proof
     interface: Interface | None = None
+    tried: tuple[Tried, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ def quantize(
     way: Way = STATIC,
     form: Form = QDQ,
     provider: str = "cpu",
+    budget: float | None = None,
     force: bool = False,
     listener: Listener = SILENT,
 ) -> Quantized:
@@ -119,6 +126,7 @@ def quantize(
         way: When activations are quantized.
         form: What file is written.
         provider: Where the written model is run for the comparison.
+        budget: Seconds after which the policy's ``recover`` begins no other method; None: no limit.
         force: Whether an existing output may be overwritten.
         listener: Hears notes.
 
@@ -127,6 +135,7 @@ def quantize(
     """
     policy = policy or Policy()
     check(policy, way.mode, form, activation_scheme=way.activation_scheme)
+    _check_recover(policy, way, ranges)
     check_provider(provider)
     check_writable(output, force=force, keep=model)
     graph = load_model(model)
@@ -135,8 +144,16 @@ def quantize(
     calibration.check_model(calibrated, model)
     for note in prepare(graph, calibrated.probes[:PROOF], original=model).notes:
         listener.note(note)
+    tried: tuple[Tried, ...] = ()
     if way.mode == "dynamic":
         plan, written = _dynamic(graph, policy, calibrated, way=way, ranges=ranges)
+    elif policy.recover:
+        plan_of = _planner(policy, calibrated, None, form=form, listener=listener)
+        found = recover(graph, policy, plan_of, calibrated, budget=budget, listener=listener)
+        plan, tried = found.work.plan, found.tried
+        for note in found.work.notes:
+            listener.note(note)
+        written = _static(found.work.graph, plan, form)
     else:
         plan = _static_plan(graph, policy, calibrated, ranges=ranges, form=form, listener=listener)
         written = _static(graph, plan, form)
@@ -147,7 +164,7 @@ def quantize(
         write_model(written.model, temporary)
         proof = _prove(model, temporary, calibrated.probes[:PROOF], provider)
         size = file_size(temporary)
-    return Quantized(model, output, file_size(model), size, plan, proof, written.interface)
+    return Quantized(model, output, file_size(model), size, plan, proof, written.interface, tried)
 
 
 def _uncalibrated(model: Path, graph: ir.Model, way: Way, listener: Listener) -> Calibration:
@@ -174,13 +191,41 @@ def _static_plan(
     listener: Listener,
 ) -> Plan:
     given = given_ranges(ranges, calibrated.stats) if ranges is not None else None
-    known = given.ranges if given else None
-    chosen = choose(graph, policy, calibrated.stats, calibrated.probes, given=known, listener=listener)
-    plan = make_plan(graph, policy, calibrated.stats, given=chosen.ranges, weights=chosen.weights)
+    plan = _planner(policy, calibrated, given, form=form, listener=listener)(graph, calibrated.stats)
     if given is not None:
         for note in (*given.notes, *unmatched_notes(given, plan, graph)):
             listener.note(note)
-    return quantize_outputs(graph, plan, calibrated.stats) if form.gives_levels else plan
+    return plan
+
+
+def _planner(
+    policy: Policy, calibrated: Calibration, given: GivenRanges | None, *, form: Form, listener: Listener
+) -> PlanOf:
+    """What plans a float model with statistics."""
+    known = given.ranges if given else None
+
+    def plan_of(graph: ir.Model, stats: Mapping[str, TensorStats]) -> Plan:
+        chosen = choose(graph, policy, stats, calibrated.probes, given=known, listener=listener)
+        plan = make_plan(graph, policy, stats, given=chosen.ranges, weights=chosen.weights)
+        return quantize_outputs(graph, plan, stats) if form.gives_levels else plan
+
+    return plan_of
+
+
+def _check_recover(policy: Policy, way: Way, ranges: Path | None) -> None:
+    """Refuses to win back accuracy where nothing would use it.
+
+    Raises:
+        PlanError: If activations are dynamic, or ranges are given, which rewrites of the float model would make wrong.
+        PolicyError: If there is no method of a name.
+    """
+    if not policy.recover:
+        return
+    make_methods(policy.recover)
+    if way.mode != "static":
+        raise PlanError("recover is for static activations", hint="leave it out, or use --mode static")
+    if ranges is not None:
+        raise PlanError("recover changes ranges, and --ranges gives them", hint="leave one of them out")
 
 
 def _static(graph: ir.Model, plan: Plan, form: Form) -> Written:

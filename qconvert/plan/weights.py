@@ -184,7 +184,7 @@ def _group(
     for use in uses:
         data = inputs.get(Site(use.op.name, 0))
         if use.bias is not None and data is not None:
-            params = _room_for_bias(params, float(data.scale), use.bias.array)
+            params = room_for_bias(params, float(data.scale), use.bias.array)
     readers = ", ".join(use.op.name for use in uses)
     sites = tuple(Site(use.op.name, use.position) for use in uses)
     why = f" ({granularity.reason})" if granularity.reason else ""
@@ -247,7 +247,7 @@ def _ends(rows: Float32, scheme: Scheme) -> tuple[Floats, Floats]:
     return calibrator.rows(rows, dtype, symmetric=bool(scheme.symmetric), narrow_range=bool(scheme.narrow_range))
 
 
-def _room_for_bias(params: QuantParams, input_scale: float, bias: Float32) -> QuantParams:
+def room_for_bias(params: QuantParams, input_scale: float, bias: Float32) -> QuantParams:
     """Enlarges the scales of channels with weights near 0, where ``s_x * s_w`` is too small for an int32 bias.
 
     Half of the int32 levels are left to the products that are added to it. The bias of a grouped ConvTranspose has a

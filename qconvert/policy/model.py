@@ -140,12 +140,15 @@ class Rule(_Block):
     weights: Scheme = Field(Scheme(), description="How constant operands are quantized.")
     activations: Scheme = Field(Scheme(), description="How computed operands and results are quantized.")
     bias: BiasName | None = Field(None, description="The type of biases.")
+    recover: tuple[str, ...] | None = Field(
+        None, strict=False, description="Methods that win back accuracy here, in place of the policy's; [] for none."
+    )
     _place: Place = PrivateAttr(Place())
 
     @model_validator(mode="after")
     def _not_contradictory(self) -> Rule:
-        if self.float and (self.weights, self.activations, self.bias) != (Scheme(), Scheme(), None):
-            raise Fault((), "float: true leaves nothing for weights, activations or bias to say").error()
+        if self.float and (self.weights, self.activations, self.bias, self.recover) != (Scheme(), Scheme(), None, None):
+            raise Fault((), "float: true leaves nothing for weights, activations, bias or recover to say").error()
         return self
 
     @property
@@ -175,6 +178,11 @@ class Policy(_Block):
     target: TargetName = Field("ort-cpu", description="The runtime that the model is for.")
     preprocess: PreprocessChoice | None = Field(
         None, description="How samples become inputs: a preset's name, or a block."
+    )
+    recover: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="Methods that win back accuracy, in any order; 'auto' alone tries all and keeps what helps.",
     )
     defaults: Defaults = Field(Defaults(), description="Settings for everything that no rule decides.")
     rules: tuple[Rule, ...] = Field(
@@ -206,6 +214,7 @@ class Policy(_Block):
         weights: str | None = None,
         activations: str | None = None,
         exclude: Sequence[str] = (),
+        recover: Sequence[str] | None = None,
     ) -> Policy:
         """This policy with the options of the command line over its defaults; None leaves a default as it is.
 
@@ -218,6 +227,7 @@ class Policy(_Block):
             weights: Type of the weights.
             activations: Type of the activations.
             exclude: Patterns of names or operator types to leave float, before all rules.
+            recover: Methods that win back accuracy.
 
         Raises:
             PolicyError: If an option's value is wrong.
@@ -246,6 +256,8 @@ class Policy(_Block):
             "defaults": self.defaults.model_copy(update=defaults),
             "rules": (*excluded, *self.rules),
         }
+        if recover is not None:
+            update["recover"] = tuple(recover)
         if target is not None:
             update["target"] = _option(Policy, target=("target", target)).target
         return self.model_copy(update=update)

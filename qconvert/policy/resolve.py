@@ -24,6 +24,7 @@ class Settings:
         bias: The type of its bias.
         reason: Who decided: ``rules[2] (policy.yaml:14)``, ``--exclude GLOB`` or ``defaults``.
         matched: Indices in ``policy.rules`` of all rules that match; the first of them decided.
+        recover: Names of the methods that may win back accuracy here.
     """
 
     float: bool | None
@@ -32,6 +33,7 @@ class Settings:
     bias: Bias | None
     reason: str
     matched: tuple[int, ...] = ()
+    recover: tuple[str, ...] = ()
 
 
 def resolve(
@@ -59,7 +61,7 @@ def resolve(
     )
     base = policy.defaults
     if not matched:
-        return Settings(None, base.weights, base.activations, base.bias, "defaults")
+        return Settings(None, base.weights, base.activations, base.bias, "defaults", (), policy.recover)
     rule = policy.rules[matched[0]]
     return Settings(
         rule.float,
@@ -68,6 +70,7 @@ def resolve(
         rule.bias or base.bias,
         str(rule.place),
         matched,
+        policy.recover if rule.recover is None else rule.recover,
     )
 
 

@@ -24,6 +24,9 @@ target: {target}
 ## or a block with the keys resize, crop, color, layout, scale, mean and std.
 #preprocess: imagenet
 
+## Methods that win back accuracy after quantization, in any order; auto alone tries all and keeps what helps.
+#recover: [equalize, bias]
+
 ## Settings for everything that no rule below decides.
 ##
 ##   dtype         {dtypes}

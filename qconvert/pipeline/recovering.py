@@ -1,0 +1,60 @@
+"""The part of ``quantize`` that wins back accuracy."""
+
+from __future__ import annotations
+
+import time
+
+import onnx_ir as ir
+
+from qconvert.calibration import Calibration
+from qconvert.errors import CalibrationError
+from qconvert.listener import Listener
+from qconvert.numerics import QUANT_TYPES
+from qconvert.policy import Policy
+from qconvert.recover import AUTO, Context, Recovered, make_methods, recover_all, recover_best
+from qconvert.recover.trials import PlanOf
+from qconvert.targets import get_target
+
+
+def recover(
+    graph: ir.Model,
+    policy: Policy,
+    plan_of: PlanOf,
+    calibrated: Calibration,
+    *,
+    budget: float | None,
+    listener: Listener,
+) -> Recovered:
+    """The model and its plan with what methods make of them; says what each gave and cost.
+
+    Args:
+        graph: The prepared float graph; left as it is.
+        policy: Its ``recover`` names the methods, or says ``auto``.
+        plan_of: Plans a float model.
+        calibrated: Its statistics and samples.
+        budget: Seconds after which no other method is begun; None: no limit.
+        listener: Hears notes and progress.
+
+    Raises:
+        CalibrationError: If the calibration kept no samples.
+        PolicyError: If there is no method of a name.
+        QConvertError: If a method that was asked for by name cannot be carried out.
+    """
+    methods = make_methods(policy.recover)
+    if not calibrated.probes:
+        raise CalibrationError("recover: the calibration kept no samples", hint="calibrate again")
+    deadline = None if budget is None else time.monotonic() + budget
+    target, asked = get_target(policy.target), policy.defaults
+    context = Context(
+        calibrated.probes,
+        calibrated.stats,
+        activations=QUANT_TYPES[asked.activations.dtype or target.activations[0]],
+        weights=QUANT_TYPES[asked.weights.dtype or target.weights[0]],
+        deadline=deadline,
+        listener=listener,
+    )
+    run = recover_best if AUTO in policy.recover else recover_all
+    found = run(graph, methods, plan_of, context)
+    judged = "that no method saw" if found.kept_back else "that the methods saw, too"
+    listener.note(f"recover: dB of the output on {found.samples} samples {judged}")
+    return found
