@@ -1,7 +1,7 @@
 """Quantize ONNX models and prove that they still work.
 
 Every command of ``qconvert`` is one public function here: ``inspect``, ``calibrate``, ``quantize``, ``evaluate``,
-``compare``, ``sensitivity``, ``convert``.
+``compare``, ``sensitivity``, ``search``, ``convert``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qconvert.pipeline import compare as compare
     from qconvert.pipeline import evaluate as evaluate
     from qconvert.pipeline import quantize as quantize
+    from qconvert.pipeline import search as search
     from qconvert.pipeline import sensitivity as sensitivity
     from qconvert.plan import Plan as Plan
     from qconvert.reports import Report as Report
@@ -34,6 +35,7 @@ _HOMES = {
     "evaluate": "qconvert.pipeline",
     "inspect": "qconvert.inspection",
     "quantize": "qconvert.pipeline",
+    "search": "qconvert.pipeline",
     "sensitivity": "qconvert.pipeline",
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "quantize",
+    "search",
     "sensitivity",
 ]
 

@@ -123,12 +123,9 @@ def compare_models(
     pair, visit = _pair(before, after, candidate), Visit(samples, strict, progress)
     rows = _rows(pair, visit, threads)
     _, first = next(readable(samples))
-    times = _latencies(
-        ((reference, first.feeds), (candidate, pair.fed(first.feeds))),
-        provider=provider,
-        threads=threads or default_workers(),
-        runs=latency_runs,
-    )
+    models = ((reference, first.feeds), (candidate, pair.fed(first.feeds)))
+    workers = threads or default_workers()
+    times = latencies(models, provider=provider, threads=workers, runs=latency_runs) if latency_runs else (None, None)
     fidelity = tuple(pool_fidelity(name, [row.outputs[index] for row in rows]) for index, name in enumerate(pair.names))
     accuracy = [pool_accuracy([row.hits[side] for row in rows]) for side in (0, 1)]
     sides = [
@@ -237,12 +234,18 @@ def _compare(sample: Sample, outputs: Sequence[tuple[Any, Any]]) -> _Row:
     return _Row(tuple(sample_sums(a, b) for a, b in outputs), (sample_hits(before, labels), sample_hits(after, labels)))
 
 
-def _latencies(
-    models: Sequence[tuple[Path, Feeds]], *, provider: str, threads: int, runs: int
-) -> tuple[Latency | None, ...]:
-    """Both models in turn, so that noise of the machine falls on both alike; the first runs of each are not counted."""
-    if not runs:
-        return (None,) * len(models)
+def latencies(models: Sequence[tuple[Path, Feeds]], *, provider: str, threads: int, runs: int) -> tuple[Latency, ...]:
+    """Models in turn, so that noise of the machine falls on all alike; the first runs of each are not counted.
+
+    Args:
+        models: Their files, and what each is run on.
+        provider: Where.
+        threads: Of a run.
+        runs: How many are timed.
+
+    Raises:
+        ModelError: If onnxruntime refuses a model.
+    """
     sessions = [(open_session(path, provider=provider, threads=threads), feeds) for path, feeds in models]
     times: list[list[float]] = [[] for _ in models]
     for turn in range(runs + WARM_UP):

@@ -23,7 +23,23 @@ from qconvert.evidence.common import citations
 from qconvert.policy import Policy
 from qconvert.preprocess import preset
 from qconvert.report import document, geometry, html, junit, markdown, store, words
-from qconvert.reports import Bar, Bars, Cell, Column, Data, Gate, Measure, Report, Section, Series, Table, Trend, Value
+from qconvert.reports import (
+    Bar,
+    Bars,
+    Cell,
+    Column,
+    Data,
+    Front,
+    Gate,
+    Measure,
+    Point,
+    Report,
+    Section,
+    Series,
+    Table,
+    Trend,
+    Value,
+)
 from tests.bad_inputs import run
 from tests.report_strategies import BARS, FRONTS, REPORTS, distributions, trends
 
@@ -153,6 +169,16 @@ def test_labels_that_would_cover_each_other_are_lifted() -> None:
     assert geometry.trend(flat).dots == ()
 
 
+def test_labels_do_not_lie_on_other_dots() -> None:
+    points = tuple(Point(str(number), 95.0 + number / 100, y, on_front=True) for number, y in enumerate((33, 34.5, 40)))
+    column = Column("x", "dB")
+    drawn = geometry.front(Front("f", column, column, (Point("far", 60, -3, on_front=True), *points))).dots
+    for height in geometry.HEIGHTS:
+        labels = [dot.y / 100 * height - geometry.LINE * (1 + dot.lift) for dot in drawn[1:]]
+        assert all(abs(label - dot.y / 100 * height) > 10 for label in labels for dot in drawn[1:])
+        assert all(abs(one - other) >= geometry.LINE for one, other in pairwise(sorted(labels)))
+
+
 # numbers as words
 
 
@@ -165,6 +191,9 @@ def test_labels_that_would_cover_each_other_are_lifted() -> None:
         (3_600_000, Column("size", "B"), "3.6 MB", ""),
         (12, Column("n", digits=4), "12", ""),
         (0.00001, Column("KL", "nats", digits=3), "1.0e-05", ""),
+        (0.0012, Column("drop", "points"), "0.0012", ""),
+        (-0.0456, Column("drop", "points"), "-0.046", ""),
+        (0, Column("drop", "points"), "0", ""),
         (float("nan"), Column("x"), "-", ""),
         ("a name", Column("x", text=True), "a name", ""),
         (Value(0.25, 0.0, 0.75, 400), Column("drop", "points"), "0.25", "0.00 to 0.75"),

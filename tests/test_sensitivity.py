@@ -367,3 +367,24 @@ def test_ones_own_metric(planted: Path, planted_calibration: Calibration) -> Non
     own = ask(planted, planted_calibration, Question(metric="custom", custom=right))
     builtin = ask(planted, planted_calibration, Question(metric="top1"))
     assert own.rows[0].harm.value == pytest.approx(builtin.rows[0].harm.value / 100)
+
+
+SILERO = Path(__file__).resolve().parents[2] / "shared" / "bench"
+
+
+@pytest.mark.skipif(not SILERO.is_dir(), reason="needs the shared models")
+@pytest.mark.parametrize("mode", ["only", "all-but"])
+def test_bodies_of_if_and_several_outputs(mode: Mode) -> None:
+    path = SILERO / "models" / "silero_vad_16k_op15.onnx"
+    calibrated = qconvert.calibrate(path, SILERO / "data" / "silero" / "eval.npz", limit=4)
+    graph, probes = load_model(path), list(calibrated.probes[:3])
+    prepare(graph, probes, original=path)
+    plan = make_plan(graph, Policy(), calibrated.stats)
+    lab = lab_of(graph, probes)
+    plans = {one.name: (only if mode == "only" else all_but)(plan, one) for one in subjects(graph, plan, "operator")}
+    tables: dict[str, np.ndarray] = {}
+    extend(lab, lab.base(None if mode == "only" else plan), [Variant(*one) for one in plans.items()], tables, 3)
+    for name, one in plans.items():
+        assert tables[name].shape[1] == len(graph.graph.outputs) + 1 == 3
+        first = tables[name].sum(0)[[0, -1]]
+        assert float(sqnr(first)) == pytest.approx(naive(graph, one, probes), abs=0.1), name

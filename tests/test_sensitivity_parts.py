@@ -11,16 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qconvert import intervals
 from qconvert.cli import main
 from qconvert.errors import CalibrationError, DataError
+from qconvert.intervals import drawn
 from qconvert.metrics import sqnr_db
 from qconvert.policy import load
-from qconvert.sensing import bootstrap
 from qconvert.sensing.blocks import blocks
 from qconvert.sensing.custom import load_metric
 from qconvert.sensing.measures import COLUMNS, METRICS, ROWS, SIGNAL, measure, measure_channels
 from qconvert.sensing.ranking import FIRST, harms_of, rank, schedule
 from qconvert.sensing.room import USUAL_ROOM, Needs, plan_room
+from qconvert.sensing.scoring import estimate
 from tests.models import model, weight
 from tests.test_sensitivity import DIGITS, FRAGILE, MODEL, plant
 
@@ -110,13 +112,11 @@ def test_one_large_channel_does_not_hide_the_others() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 40), st.integers(0, 99))
 def test_resamples_weigh_every_sample_once_on_average(samples: int, seed: int) -> None:
-    weights = bootstrap.weights(samples, seed)
+    weights = intervals.weights(samples, seed)
     assert (weights.sum(1) == samples).all()
     assert weights.mean(0) == pytest.approx(np.ones(samples), abs=0.2)
     rows = np.random.default_rng(seed).random((samples, 2, 3))
-    assert bootstrap.drawn(rows, seed)[6] == pytest.approx(
-        sum(w * row for w, row in zip(weights[5], rows, strict=True))
-    )
+    assert drawn(rows, seed)[6] == pytest.approx(sum(w * row for w, row in zip(weights[5], rows, strict=True)))
 
 
 def test_intervals_of_a_mean_cover_it() -> None:
@@ -125,7 +125,7 @@ def test_intervals_of_a_mean_cover_it() -> None:
     hits = 0
     for seed in range(200):
         rows = rng.normal(3.0, 1.0, (40, 1))
-        found = bootstrap.estimate(bootstrap.drawn(rows, seed)[:, 0] / 40, "", 40)
+        found = estimate(drawn(rows, seed)[:, 0] / 40, "", 40)
         assert found.low <= found.value <= found.high
         hits += found.low <= 3.0 <= found.high
     assert 0.88 < hits / 200 < 0.99
@@ -181,9 +181,9 @@ def test_equals_stay_in_the_order_of_the_graph() -> None:
 
 
 def test_rounds_grow() -> None:
-    assert schedule(100, exhaustive=False) == [16, 64, 100]
-    assert schedule(64, exhaustive=False) == [16, 64]
-    assert schedule(16, exhaustive=False) == [16]
+    assert schedule(100, exhaustive=False) == [20, 80, 100]
+    assert schedule(64, exhaustive=False) == [20, 64]
+    assert schedule(20, exhaustive=False) == [20]
     assert schedule(10, exhaustive=False) == [10]
     assert schedule(100, exhaustive=True) == [100]
 
@@ -209,25 +209,39 @@ def test_residual_blocks_are_found_from_the_graph() -> None:
     assert list(blocks(graph).values()) == [("a", "r"), ("b", "c", "s", "t"), ("d", "e"), ("y",)]
 
 
-def test_scopes_of_names_are_blocks() -> None:
+def scoped(*names: str) -> dict[str, tuple[str, ...]]:
+    """Blocks of a chain of operators whose nodes are called like this."""
+    body = [
+        f"v{i + 1} = {'Conv' if name.endswith('Conv') else 'Relu'} (v{i}{', w' * name.endswith('Conv')})"
+        for i, name in enumerate(names)
+    ]
     graph = model(
-        "a = Conv (x, w0)\nb = Conv (a, w1)\nc = Relu (b)\nd = Conv (c, w1)\ny = Relu (d)",
-        weights={"w0": weight(4, 3, 1, 1), "w1": weight(4, 4, 1, 1)},
+        "\n".join(body), inputs="float[N,3,8,8] v0", outputs=f"float[] v{len(names)}", weights={"w": weight(3, 3, 1, 1)}
     )
-    names = ("/stem/Conv", "/layers.0/conv/Conv", "/layers.0/act/Relu", "/layers.1/conv/Conv", "/layers.1/act/Relu")
     for node, name in zip(graph.graph, names, strict=True):
         node.name = name
-    assert blocks(graph) == {"/stem": ("a",), "/layers.0": ("b", "c"), "/layers.1": ("d", "y")}
+    return blocks(graph)
+
+
+def test_scopes_of_names_are_blocks() -> None:
+    found = scoped(
+        "/stem/Conv", "/n.0/a/Conv", "/n.0/act/Relu", "/n.0/b/Conv", "/n.1/a/Conv", "/n.1/act/Relu", "/n.1/b/Conv"
+    )
+    assert found == {"/stem": ("v1",), "/n.0": ("v2", "v3", "v4"), "/n.1": ("v5", "v6", "v7")}
+
+
+def test_a_scope_for_every_operator_tells_nothing() -> None:
+    assert list(scoped("/w.0/Conv", "/w.1/Conv", "/w.2/Conv")) == ["v1", "v2", "v3"]
 
 
 # memory
 
 
 def test_memory_takes_runs_away_before_it_gives_up() -> None:
-    needs = Needs(weights=1_000_000, largest=10_000_000, values=100_000_000, kept=0, samples=64)
+    needs = Needs(weights=1_000_000, largest=10_000_000, values=100_000_000, kept=0, nodes=0, samples=64)
     free = plan_room(needs, base=0, workers=8, limit=None)
     assert free.workers == 8
-    assert free.values == USUAL_ROOM
+    assert free.values == pytest.approx(USUAL_ROOM)
     tight = plan_room(needs, base=0, workers=8, limit=200_000_000)
     assert 0 < tight.workers < 8
     assert tight.peak <= 200_000_000

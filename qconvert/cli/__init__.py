@@ -24,6 +24,7 @@ from qconvert.cli import (
     inspect,
     policy,
     quantize,
+    search,
     sensitivity,
     stats,
     targets,
@@ -64,6 +65,7 @@ app.command("quantize")(quantize.command)
 app.command("evaluate")(evaluate.command)
 app.command("compare")(compare.command)
 app.command("sensitivity")(sensitivity.command)
+app.command("search")(search.command)
 app.command("convert")(convert.command)
 app.add_typer(policy.app, name="policy")
 app.command("formats")(formats.command)

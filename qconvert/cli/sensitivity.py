@@ -62,25 +62,12 @@ Remedy = Annotated[
 Top = Annotated[int, typer.Option("--top", min=0, help="Rows to show; 0: all.", rich_help_panel=o.OUTPUT)]
 
 
-def seconds(text: str) -> float:
-    """Seconds of ``60s``, ``5m``, ``1h`` or ``90``."""
-    number, factor = text.rstrip("smh"), {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 1)
-    try:
-        found = float(number) * factor
-    except ValueError:
-        found = -1.0
-    if not 0 < found < float("inf"):
-        message = f"expected a time as 60s, 5m or 1h, got '{text}'"
-        raise typer.BadParameter(message)
-    return found
-
-
 TimeBudget = Annotated[
     float | None,
     typer.Option(
         "--time-budget",
         metavar="TIME",
-        parser=seconds,
+        parser=o.seconds,
         help="End after this time, e.g. 60s or 5m, and say what is not settled.",
         rich_help_panel=o.EXECUTION,
         show_default=False,
@@ -167,7 +154,7 @@ def command(
         model,
         data,
         question=pipeline.Question(mode, by, name, custom, exhaustive, time_budget, bound),
-        calibrated=_statistics(model, calibration, terminal),
+        calibrated=statistics(model, calibration, terminal),
         policy=wanted,
         labels=labels,
         preprocess=o.read_preprocess(preprocess),
@@ -209,7 +196,7 @@ def _bound(suggest: Path | None, max_drop: float | None, min_sqnr: float | None,
     return Bound(max_drop, min_sqnr, "16-bit" if remedy == "16-bit" else "float")
 
 
-def _statistics(model: Path, given: Path | None, terminal: Terminal) -> Calibration | None:
+def statistics(model: Path, given: Path | None, terminal: Terminal) -> Calibration | None:
     """The file that was named, or ``MODEL.calib`` in this folder where it is of this model."""
     from qconvert import calibration as files  # noqa: PLC0415 - --help does without
     from qconvert.cli.terminal import short  # noqa: PLC0415

@@ -10,6 +10,7 @@ from qconvert.pipeline.calibrating import calibrate
 from qconvert.pipeline.comparing import compare
 from qconvert.pipeline.evaluating import evaluate
 from qconvert.pipeline.quantizing import Proof, Quantized, Way, quantize
+from qconvert.pipeline.searching import Wanted, search
 from qconvert.pipeline.sensing import PART_SUFFIX, Question, sensitivity
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "Proof",
     "Quantized",
     "Question",
+    "Wanted",
     "Way",
     "calibrate",
     "compare",
     "evaluate",
     "quantize",
+    "search",
     "sensitivity",
 ]

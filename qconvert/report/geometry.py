@@ -21,7 +21,10 @@ ROOM = 0.04
 
 
 LABEL = 6.0
-"""Percent of the plot that a label takes on a phone, in width and, times three, in height."""
+"""Percent of the plot's width that a label takes on a phone."""
+
+LINE, HEIGHTS = 15, (200, 260)
+"""Pixels: the height of a label, as in ``report.html``; those of the plot on a phone and on a desktop."""
 
 
 @dataclass(frozen=True)
@@ -228,12 +231,27 @@ def front(figure: Front) -> Plot:
 
 
 def _lifted(dots: Sequence[Dot]) -> tuple[Dot, ...]:
-    """The dots with labels that do not cover each other, from the left."""
+    """The dots with labels that cover neither each other nor another dot that has one, from the left."""
+    labelled = [dot for dot in dots if dot.label]
     done: list[Dot] = []
     for dot in dots:
-        near = [other for other in done if other.label and dot.x - other.x < LABEL and abs(dot.y - other.y) < 3 * LABEL]
-        done.append(replace(dot, lift=1 + max(other.lift for other in near)) if dot.label and near else dot)
+        near = [other for other in labelled if abs(dot.x - other.x) < LABEL and other is not dot]
+        placed = [other for other in done if other.label and dot.x - other.x < LABEL]
+        lifts = (replace(dot, lift=lift) for lift in range(3 * len(dots)))
+        free = (one for one in lifts if not any(_covers(one, near, placed, height) for height in HEIGHTS))
+        done.append(next(free, dot) if dot.label else dot)
     return tuple(done)
+
+
+def _covers(dot: Dot, near: Sequence[Dot], placed: Sequence[Dot], height: int) -> bool:
+    """Whether the label of a dot lies on one of the dots near it, or on one of the labels placed before."""
+
+    def middle(one: Dot) -> float:
+        return one.y / 100 * height - LINE * (1 + one.lift)
+
+    return any(abs(middle(dot) - other.y / 100 * height) < LINE - 1 for other in near) or any(
+        abs(middle(dot) - middle(other)) < LINE for other in placed
+    )
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

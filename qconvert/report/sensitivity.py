@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qconvert.report import tables
+from qconvert.report import tables, words
 
 if TYPE_CHECKING:
     from qconvert.sensing.types import Effect, Estimate, Scores, Sensitivity, Suggestion
@@ -53,11 +53,12 @@ def _facts(result: Sensitivity) -> Table:
         ("model", result.model),
         ("experiment", EXPERIMENTS[result.mode].format(result.granularity)),
         *accuracy,
-        ("all quantized", _summary(result.quantized)),
+        ("all quantized", summary(result.quantized)),
     )
 
 
-def _summary(scores: Scores) -> str:
+def summary(scores: Scores) -> str:
+    """The scores of a model in a line, with intervals."""
     parts = [f"SQNR {_range(scores.sqnr_db, 1)}"]
     if scores.agreement is not None:
         parts.append(f"argmax agrees {scores.agreement.value:.1f} %")
@@ -92,8 +93,10 @@ def _ranking(result: Sensitivity, *, top: int) -> Table:
 
 def _cell(harm: Estimate, *, negated: bool) -> str:
     value, low, high = (-harm.value, -harm.high, -harm.low) if negated else (harm.value, harm.low, harm.high)
-    digits = 2 if harm.unit in {"dB", "points", "%"} else 5
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    if harm.unit in {"dB", "points", "%"}:
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    middle, least, most = (words.amount(number, "", digits=4) for number in (value, low, high))
+    return f"{middle} [{least}, {most}]"
 
 
 def _equals(rows: Sequence[Effect]) -> list[str]:
@@ -107,7 +110,7 @@ def _equals(rows: Sequence[Effect]) -> list[str]:
 def _suggestion(found: Suggestion) -> Table:
     what = "stay float" if found.remedy == "float" else "in 16 bits"
     names = ", ".join(found.operators) or "none needed"
-    after = _summary(found.after) if found.after is not None else "everything stays float"
+    after = summary(found.after) if found.after is not None else "everything stays float"
     verdict = "met" if found.met else "not met, not even with all that harm"
     return tables.facts(
         ("bound", f"{found.bound}: {verdict} on {tables.many(found.verified_on, 'sample')}"),

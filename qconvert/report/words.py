@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 NOTHING = "-"
 
+SIGNIFICANT, SMALL = 10, 1e-4
+"""Numbers below so many units of the last decimal get two significant digits; below this they are powers of ten."""
+
 
 def amount(number: float, unit: str, *, digits: int = 2) -> str:
     """A number with its unit: ``28.15 dB``, ``3.6 MB``, ``exact``."""
@@ -94,6 +97,6 @@ def verdict(gates: tuple[Gate, ...]) -> str:
 def _plain(number: float, digits: int) -> str:
     if not math.isfinite(number):
         return NOTHING
-    if number and abs(number) < 10.0**-digits / 2:
-        return f"{number:.1e}"
-    return f"{number:.{digits}f}"
+    if not number or abs(number) >= min(1.0, SIGNIFICANT * 10.0**-digits):
+        return f"{number:.{digits}f}"
+    return f"{number:.1e}" if abs(number) < SMALL else f"{number:.{1 - math.floor(math.log10(abs(number)))}f}"

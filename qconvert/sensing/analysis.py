@@ -13,15 +13,15 @@ from qconvert.plan import Plan
 from qconvert.sensing import local
 from qconvert.sensing.cut import Base
 from qconvert.sensing.engine import Lab, Variant, Watch, extend, whole
-from qconvert.sensing.journal import Journal
+from qconvert.sensing.journal import Checkpoints, Journal
 from qconvert.sensing.measures import CUSTOM_METRIC, ITEMS, ITEMS5, METRICS, ROWS, Floats, Metric
 from qconvert.sensing.ranking import Order, harms_of, rank
 from qconvert.sensing.scoring import accuracy, effects, scores, sqnr_of
 from qconvert.sensing.subjects import Subject, all_but, only, subjects
 from qconvert.sensing.types import Estimate, Granularity, Mode, Sensitivity
 
-CHECKPOINT_SECONDS = 10.0
-"""How often what was found is kept, where somebody asked for that."""
+CHEAP = 0.6
+"""Behind this share of a model's operators, what is left to run costs little: such subjects see all samples at once."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,19 @@ def analyse(lab: Lab, plan: Plan, asked: Question, *, journal: Journal | None, l
     began = time.monotonic()
     _check(asked)
     found = subjects(lab.model, plan, asked.by)
-    run = _Run(lab, plan, asked, found, dict(journal.read()) if journal is not None else {}, journal, listener)
+    tables = dict(journal.read()) if journal is not None else {}
+    checkpoints = Checkpoints(journal if asked.mode != "local" else None, tables)
+    run = _Run(lab, plan, asked, found, tables, checkpoints, listener)
     if run.tables:
         listener.note(f"resuming: {sum(map(len, run.tables.values()))} runs are done")
     listener.start(f"sensitivity ({asked.mode}, {len(found)} {asked.by}s)", len(found) * lab.samples)
     try:
         quantized = run.whole()
-        metric = _metric(asked.metric, quantized, lab)
+        metric = metric_of(asked.metric, quantized, lab)
         order = run.local() if asked.mode == "local" else run.ranked(metric, quantized)
     finally:
         listener.finish()
-        run.keep()
+        checkpoints.keep()
     return _result(run, order, metric, quantized, time.monotonic() - began)
 
 
@@ -92,7 +94,12 @@ def _check(asked: Question) -> None:
         )
 
 
-def _metric(name: str, quantized: Floats, lab: Lab) -> Metric:
+def metric_of(name: str, quantized: Floats, lab: Lab) -> Metric:
+    """The metric of a name.
+
+    Raises:
+        DataError: If it needs labels or classes that rows of a model over the samples show none of.
+    """
     if name == CUSTOM_METRIC.name:
         return CUSTOM_METRIC
     metric, total = METRICS[name], quantized.sum(0)
@@ -118,9 +125,8 @@ class _Run:
     asked: Question
     subjects: tuple[Subject, ...]
     tables: dict[str, Floats]
-    journal: Journal | None
+    checkpoints: Checkpoints
     listener: Listener
-    kept: float = field(default_factory=time.monotonic)
     settled: int = 0
     accumulated: dict[str, Estimate] = field(default_factory=dict)
 
@@ -144,7 +150,7 @@ class _Run:
         harms = harms_of(metric, asked.seed, quantized if change else None)
         for one in self.subjects:
             self.tables.setdefault(one.name, quantized[:0])
-        behind = sum(1 for _ in operators(self.lab.model)) // 2  # a run of what starts there costs half of one or less
+        behind = CHEAP * sum(1 for _ in operators(self.lab.model))
         cheap = {one.name for one in self.subjects if one.order >= behind and asked.deadline is None}
         return rank(
             list(variants),
@@ -164,8 +170,7 @@ class _Run:
             nonlocal done
             done += count
             self.listener.advance(done)
-            if time.monotonic() - self.kept >= CHECKPOINT_SECONDS:
-                self.keep()
+            self.checkpoints()
 
         return extend(self.lab, base, variants, self.tables, upto, watch=Watch(ran, self.asked.deadline))
 
@@ -180,12 +185,6 @@ class _Run:
         harms = harms_of(metric, self.asked.seed, None)
         names = [one.name for one in self.subjects]
         return rank(names, self.tables, lambda *_: complete, harms, samples=self.lab.samples, exhaustive=True)
-
-    def keep(self) -> None:
-        """Keeps what was found, where somebody asked for that."""
-        self.kept = time.monotonic()
-        if self.journal is not None and self.asked.mode != "local":
-            self.journal.keep(dict(self.tables))
 
 
 def _result(run: _Run, order: Order, metric: Metric, quantized: Floats, seconds: float) -> Sensitivity:

@@ -18,8 +18,8 @@ _NUMBERED = re.compile(r".*[._]?\d+$")
 _CLAMPS = frozenset({"Relu", "Clip"})
 """What belongs to the block before it."""
 
-_LEAST_SHARE = 0.5
-"""Of the heavy operators that must lie in numbered scopes for names to be believed."""
+_LEAST_SHARE, _LEAST_HEAVY = 0.5, 1.5
+"""For names to be believed: the share of heavy operators that lie in numbered scopes, and how many in each scope."""
 
 
 def blocks(model: ir.Model) -> dict[str, tuple[str, ...]]:
@@ -31,7 +31,8 @@ def blocks(model: ir.Model) -> dict[str, tuple[str, ...]]:
 def _by_scope(ops: Sequence[Operator]) -> dict[str, tuple[str, ...]]:
     scopes = [_scope(op) for op in ops]
     heavy = [scope for op, scope in zip(ops, scopes, strict=True) if op.op_type in HEAVY]
-    if len(set(heavy) - {""}) < 2 or sum(bool(scope) for scope in heavy) < _LEAST_SHARE * len(heavy):
+    inside, numbered = sum(bool(scope) for scope in heavy), len(set(heavy) - {""})
+    if numbered < 2 or inside < max(_LEAST_SHARE * len(heavy), _LEAST_HEAVY * numbered):
         return {}
     found: dict[str, list[str]] = {}
     for op, scope in zip(ops, scopes, strict=True):

@@ -184,12 +184,21 @@ def _keep(model: ir.Model, outputs: Sequence[ir.Value], inputs: Sequence[ir.Valu
         fed.append(entry)
     graph.inputs.clear()
     graph.inputs.extend(fed)
-    for node in reversed(graph):
-        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            graph.remove(node, safe=True)
+    prune(graph)
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
             del graph.initializers[name]
+
+
+def prune(graph: ir.Graph) -> None:
+    """Removes the nodes that lead to no output."""
+    for node in reversed(graph):
+        if any(value.uses() or value.is_graph_output() for value in node.outputs):
+            continue
+        for inner in (inner for body in _nested(node) for inner in body):  # else they keep what they read alive
+            for position in range(len(inner.inputs)):
+                inner.replace_input_with(position, None)
+        graph.remove(node, safe=True)
 
 
 def _dtype(value: ir.Value) -> ir.DataType | None:
@@ -220,14 +229,20 @@ def _open(value: ir.Value) -> ir.Shape | None:
 def reads(node: ir.Node) -> Iterator[ir.Value]:
     """What a node reads, and what its bodies read from outside."""
     yield from (value for value in node.inputs if value is not None)
-    bodies = list(_bodies(node))
-    inside = {body for top in bodies for body in (top, *top.subgraphs())}
+    inside = list(_nested(node))
     for body in inside:
         for inner in body:
             for value in inner.inputs:
                 if value is not None and value.graph not in inside:
                     yield value
         yield from (value for value in body.outputs if value.graph not in inside)
+
+
+def _nested(node: ir.Node) -> Iterator[ir.Graph]:
+    """The bodies of a node, and theirs."""
+    for body in _bodies(node):
+        yield body
+        yield from body.subgraphs()
 
 
 def _bodies(node: ir.Node) -> Iterator[ir.Graph]:

@@ -25,7 +25,7 @@ from qconvert.plan import Plan
 from qconvert.rewrite.qdq import to_qdq
 from qconvert.samples import Sample
 from qconvert.scores import without_padding
-from qconvert.sensing.cut import Base, Origin, Tail, base_of, tail_of
+from qconvert.sensing.cut import Base, Origin, Tail, base_of, prune, tail_of
 from qconvert.sensing.measures import COLUMNS, Custom, Floats, measure
 from qconvert.session import Feeds, open_session, run
 from qconvert.workers import release_memory, run_workers
@@ -40,10 +40,10 @@ Tables = MutableMapping[str, Floats]
 
 @dataclass(frozen=True)
 class Variant:
-    """One of many plans for the same model."""
+    """One of many plans for the same model; None leaves it float."""
 
     name: str
-    plan: Plan
+    plan: Plan | None
 
 
 @dataclass(frozen=True)
@@ -231,14 +231,8 @@ def opened(model: ir.Model, names: Sequence[str]) -> tuple[Any, list[str]]:
         return None, []
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(values[name] for name in made)
-    _drop_unread(copy)
+    prune(copy.graph)
     return open_session(copy, threads=1), made
-
-
-def _drop_unread(model: ir.Model) -> None:
-    for node in reversed(model.graph):
-        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            model.graph.remove(node, safe=True)
 
 
 def _run_tails(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ from qconvert.plan import Plan
 from qconvert.sensing.measures import Floats
 
 FORMAT = 1
+
+CHECKPOINT_SECONDS = 10.0
+"""How often what was found is kept, where somebody asked for that."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,32 @@ class Journal:
     def drop(self) -> None:
         """Forgets the run."""
         self.path.unlink(missing_ok=True)
+
+
+@dataclass
+class Checkpoints:
+    """Keeps rows now and then, where there is a journal.
+
+    Attributes:
+        journal: Where; None: nothing is kept.
+        tables: The rows.
+        last: When they were kept last, on the clock of ``time.monotonic``.
+    """
+
+    journal: Journal | None
+    tables: Mapping[str, Floats]
+    last: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> None:
+        """There are more rows."""
+        if time.monotonic() - self.last >= CHECKPOINT_SECONDS:
+            self.keep()
+
+    def keep(self) -> None:
+        """Keeps them now."""
+        self.last = time.monotonic()
+        if self.journal is not None:
+            self.journal.keep(dict(self.tables))
 
 
 def digest(plan: Plan, *facts: object) -> str:

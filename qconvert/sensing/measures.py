@@ -76,20 +76,32 @@ def measure_channels(before: Arrays, after: Arrays) -> Floats:
     Of each value, signal 1 and noise ``mean over channels of min(1, noise / signal)``; a channel is an index of axis 1
     where the rank is at least 4, else of the last axis.
     """
-    found = measure(before, after, None)
+    found = np.zeros((len(before) + 1, COLUMNS))
     for row, a, b in zip(found, before, after, strict=False):
-        if row[ONES] and a.shape == b.shape:
-            row[SIGNAL], row[NOISE] = 1.0, _lost(a.astype(np.float64), b.astype(np.float64))
+        row[[SIGNAL, NOISE, COSINE, ONES]] = 1.0, *_by_channel(_channels(a), _channels(b)), 1.0
     return found
 
 
-def _lost(before: Floats, after: Floats) -> float:
-    channel = 1 if before.ndim >= 4 else before.ndim - 1
-    axes = tuple(axis for axis in range(before.ndim) if axis != channel)
-    signal, noise = np.square(before).sum(axes), np.square(after - before).sum(axes)
-    silent = signal <= np.finfo(np.float64).tiny
+def _channels(value: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """As ``[items, channels, rest]``."""
+    array = np.asarray(value, np.float32)
+    if array.ndim >= 4:
+        return array.reshape(*array.shape[:2], -1)
+    return array.reshape(-1, array.shape[-1] if array.ndim else 1, 1)
+
+
+def _by_channel(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Mean noise over signal, and the cosine."""
+    if before.shape != after.shape or not before.size:
+        return 1.0, 0.0
+    error = after - before
+    signal, noise = (np.einsum("ncx,ncx->c", one, one).astype(np.float64) for one in (before, error))
+    silent = signal <= np.finfo(np.float32).tiny
     share = np.where(silent, noise > 0, noise / np.where(silent, 1.0, signal))
-    return float(np.nan_to_num(np.minimum(share, 1.0), nan=1.0).mean()) if share.size else 0.0
+    flat, other = before.reshape(-1), after.reshape(-1)
+    norm = float(np.sqrt(signal.sum())) * float(np.linalg.norm(other))
+    cosine = float(np.dot(flat, other)) / norm if norm else float(not signal.any() and not other.any())
+    return float(np.fmin(share, 1.0).mean()), cosine if np.isfinite(cosine) else 0.0
 
 
 def _divergence(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> float:

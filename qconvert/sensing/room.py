@@ -10,6 +10,12 @@ from qconvert.memory import OPENING_COPIES, WEIGHT_COPIES, WORKSPACE, text
 USUAL_ROOM = 1_000_000_000
 """Bytes of values in between where no limit is given."""
 
+ARENA = 1.35
+"""What onnxruntime takes for the values that it hands out, in units of their size: its memory grows in steps."""
+
+NODE = 30_000
+"""Bytes of an operator of a graph in Python, with its values: measured."""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -20,6 +26,7 @@ class Needs:
         largest: Bytes of the largest value of one sample.
         values: Bytes of all values of one sample.
         kept: Bytes that stay: samples and outputs of the float model.
+        nodes: Operators of all graphs that are held at once.
         samples: How many samples.
     """
 
@@ -27,6 +34,7 @@ class Needs:
     largest: int
     values: int
     kept: int
+    nodes: int
     samples: int
 
 
@@ -60,22 +68,23 @@ def plan_room(needs: Needs, *, base: int, workers: int, limit: int | None) -> Ro
     Raises:
         CalibrationError: If one run at a time does not fit.
     """
-    least = 2 * needs.largest  # a value and what skips it
+    least = 2 * needs.largest * ARENA  # a value and what skips it
 
     def fixed(count: int) -> int:
         running = count * (WEIGHT_COPIES * needs.weights + WORKSPACE * needs.largest)
-        return base + needs.kept + max(running, OPENING_COPIES * needs.weights)
+        return base + needs.kept + NODE * needs.nodes + max(running, OPENING_COPIES * needs.weights)
 
-    most = needs.values * needs.samples
+    def room(count: int, taken: float) -> Room:
+        return Room(count, int(taken / ARENA), int(fixed(count) + taken))
+
+    most = needs.values * needs.samples * ARENA
     if limit is None:
-        values = max(min(most, USUAL_ROOM), least)
-        return Room(workers, values, fixed(workers) + values)
+        return room(workers, max(min(most, USUAL_ROOM * ARENA), least))
     count = next((count for count in range(workers, 0, -1) if fixed(count) + least <= limit), 0)
     if not count:
-        needed = fixed(1) + least
+        needed = int(fixed(1) + least)
         raise CalibrationError(
             f"--max-memory {text(limit)}: one run at a time takes {text(needed)}",
             hint=f"give at least {text(needed)}, or fewer samples",
         )
-    values = min(most, limit - fixed(count))
-    return Room(count, max(values, least), fixed(count) + max(values, least))
+    return room(count, max(min(most, limit - fixed(count)), least))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from qconvert.intervals import drawn, interval, is_apart
 from qconvert.metrics import EXACT_DB
-from qconvert.sensing.bootstrap import drawn, estimate, is_apart
 from qconvert.sensing.measures import (
     CUSTOM_METRIC,
     ITEMS,
@@ -51,6 +51,12 @@ def scores(rows: Floats, outputs: Sequence[str], *, seed: int, custom: bool = Fa
         custom=of(CUSTOM_METRIC) if custom else None,
         outputs=tuple(each),
     )
+
+
+def estimate(values: Floats, unit: str, samples: int) -> Estimate:
+    """A value as seen, which comes first, with the interval of its resamples; a few samples may leave it outside."""
+    value, (low, high) = float(values[0]), interval(values[1:])
+    return Estimate(value, min(low, value), max(high, value), samples, unit)
 
 
 def accuracy(rows: Floats) -> tuple[float | None, float | None]:

@@ -134,7 +134,10 @@ def _operator(plan: Plan, ops: Mapping[str, tuple[int, Operator]], name: str) ->
 
 def _outer_bias(plan: Plan, op: Operator) -> list[tuple[Entry, Site]]:
     """The bias of a MatMul that the Add behind it holds."""
-    readers = {value.name for out in op.node.outputs for use in out.uses() for value in use.node.outputs}
+    if op.op_type != "MatMul":
+        return []
+    adds = [use.node for out in op.node.outputs for use in out.uses() if use.node.op_type == "Add"]
+    readers = {value.name for node in adds for value in node.outputs}
     return [(entry, site) for entry in plan.of("bias") for site in entry.sites if site.operator in readers]
 
 

@@ -153,14 +153,14 @@ def _operators(chosen: Sequence[Effect]) -> tuple[str, ...]:
 
 
 def _rule(names: Sequence[str], policy: Policy, remedy: Remedy) -> Rule:
-    match = Match(names=tuple(_pattern(name) for name in names))
+    match = Match(names=tuple(exactly(name) for name in names))
     if remedy == "float":
         return Rule(match=match, float=True)
     weights, activations = _sixteen(policy)
     return Rule(match=match, weights=weights, activations=activations)
 
 
-def _pattern(name: str) -> str:
+def exactly(name: str) -> str:
     """A pattern that matches this name alone."""
     escaped = glob.escape(name)
     return f"[r]{escaped[1:]}" if escaped.startswith("re:") else escaped
