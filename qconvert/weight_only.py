@@ -29,7 +29,7 @@ from qconvert.prepare import prepare, raise_opset
 from qconvert.preprocess import Preprocess
 from qconvert.provenance import record_conversion
 from qconvert.random_inputs import random_feeds
-from qconvert.recover import Tried
+from qconvert.recover import Tried, asked_names
 from qconvert.recover.weights import names_for, recover_weights
 from qconvert.rewrite.packing import Stored, packed_sizes, weight_sqnr
 from qconvert.rewrite.weight_forms import needed_opset, readings
@@ -100,6 +100,7 @@ def quantize_weights(
     provider: str = "cpu",
     max_memory: int | None = None,
     shard_size: int | None = None,
+    budget: float | None = None,
     force: bool = False,
     listener: Listener = SILENT,
 ) -> QuantizedWeights:
@@ -117,6 +118,7 @@ def quantize_weights(
         max_memory: Bytes that the process may take: a model that does not fit is not run. None runs the original up to
             ``COMPARED`` bytes of weights and the written model up to ``RUN``.
         shard_size: Bytes of each file of weights; None writes one.
+        budget: Seconds after which the policy's ``recover`` begins no other method; None: no limit.
         force: Whether an existing output may be overwritten.
         listener: Hears notes and progress.
 
@@ -141,12 +143,12 @@ def quantize_weights(
     names = names_for(policy, plan, weight_bytes(graph))
     if names and compared and feeds:
         seen = feeds[len(shown) :] or feeds
-        found = recover_weights(graph, plan, policy, names, seen, random=data is None, listener=listener)
+        found = recover_weights(graph, plan, policy, names, seen, random=data is None, budget=budget, listener=listener)
         graph, plan, tried = found.work.graph, found.work.plan, found.tried
         before = {value.name or "": tensor for value, tensor in initializers(found.work.reference)}
         for note in found.work.notes:
             listener.note(note)
-    elif names and policy.recover:
+    elif names and asked_names(policy):
         raise PlanError(
             "recover: the float model must run, and it does not fit or is not given what it reads",
             hint="give --data, and more --max-memory; or leave it out",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,8 +36,11 @@ from qconvert.recover import (
     recover_all,
     recover_best,
 )
+from qconvert.recover.adaquant import AdaQuant
+from qconvert.recover.adaround import AdaRound
 from qconvert.recover.bias import BiasCorrection, correction
 from qconvert.recover.chains import find_chains
+from qconvert.recover.clip import Clipping
 from qconvert.recover.edits import nodes_of, set_constant, simulated
 from qconvert.recover.equalize import Equalization
 from qconvert.recover.judge import Judge
@@ -712,10 +716,17 @@ class Notes(Listener):
         self.texts.append(text)
 
 
-def digits(name: str, folder: Path, recover: Sequence[str], **options: Any) -> tuple[float, list[str]]:  # noqa: ANN401
+def digits(
+    name: str,
+    folder: Path,
+    recover: Sequence[str],
+    *,
+    limit: int = 48,
+    **options: Any,  # noqa: ANN401 - options of ``override``
+) -> tuple[float, list[str]]:
     """SQNR on other samples than those of the calibration, and what was said."""
     samples, source = sample_models() / "digits", sample_models() / name / "model.onnx"
-    calibrated = pipeline.calibrate(source, samples / "calibration", preprocess=preset("centered"), limit=48)
+    calibrated = pipeline.calibrate(source, samples / "calibration", preprocess=preset("centered"), limit=limit)
     wanted, notes = Policy().override(recover=recover, **options), Notes()
     written = folder / "q.onnx"
     pipeline.quantize(source, calibrated, output=written, policy=wanted, listener=notes, force=True)
@@ -725,15 +736,19 @@ def digits(name: str, folder: Path, recover: Sequence[str], **options: Any) -> t
     return found.fidelity[0].sqnr_db, notes.texts
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["digits_cnn", "digits_vit", "digits_gru"])
-def test_auto_is_never_worse_than_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = {key: METHODS[key] for key in ("equalize", "smooth", "bias")}
-    monkeypatch.setattr("qconvert.recover.METHODS", quick)
-    plain, _ = digits(name, tmp_path, ())
-    auto, notes = digits(name, tmp_path, ("auto",))
+def test_auto_is_never_worse_than_nothing(
+    name: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = {kind.name: partial(kind, steps=steps) for kind, steps in ((AdaRound, 30), (AdaQuant, 30), (Clipping, 10))}
+    monkeypatch.setattr("qconvert.recover.METHODS", {**METHODS, **quick})
+    options = {"weights": weights, "scheme": "per-channel"}
+    plain, _ = digits(name, tmp_path, (), limit=16, **options)
+    auto, notes = digits(name, tmp_path, ("auto",), limit=16, **options)
     assert auto > plain - 0.1
     said = [note for note in notes if note.startswith("recover: ")]
-    assert len(said) == len(quick) + 1
+    assert len(said) == len(METHODS) + 1
     assert all("kept" in note for note in said[:-1])
     assert "samples that no method saw" in said[-1]
 

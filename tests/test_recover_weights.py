@@ -11,13 +11,14 @@ import onnx_ir as ir
 import pytest
 
 from qconvert.errors import PlanError, PolicyError
-from qconvert.graph import constant, operand, operators, write_model
+from qconvert.graph import constant, initializers, operand, operators, write_model
 from qconvert.listener import Listener
 from qconvert.metrics import sqnr_db
 from qconvert.numerics import QUANT_TYPES, fake_quantize
 from qconvert.plan.weight_only import make_weight_plan
 from qconvert.policy import Policy
 from qconvert.prepare import prepare
+from qconvert.recover import METHODS, Rewrite, Step, Work, make_methods
 from qconvert.recover.awq import Awq
 from qconvert.recover.smooth import Seen
 from qconvert.recover.types import Context
@@ -165,6 +166,54 @@ def test_methods_work_on_weights_alone(path: Path, names: str) -> None:
     assert quantize_weights(path, output=out, policy=wanted, data=data).proof.samples == 4
     quantize_weights(path, output=plain, policy=small(policy_text="recover: [none]"))
     assert scored(path, out) > scored(path, plain) + 1
+
+
+def test_a_budget_ends_the_search_among_methods(path: Path) -> None:
+    wanted, said = small(policy_text="recover: [auto]"), Notes()
+    data, out = path.with_name("seen.npz"), path.with_name("q.onnx")
+    result = quantize_weights(path, output=out, policy=wanted, data=data, budget=0, listener=said)
+    assert {one.why for one in result.tried} == {"no time left"}
+    assert not any(one.kept for one in result.tried)
+
+
+@pytest.mark.parametrize(("names", "done"), [("", "gptq"), ("recover: [hqq]", "hqq"), ("recover: [clip]", "clip")])
+def test_a_rule_leaves_a_weight_out_of_what_the_others_get(path: Path, names: str, done: str) -> None:
+    said, rule = Notes(), "rules: [{match: {names: [a]}, recover: []}]"
+    data, out = path.with_name("seen.npz"), path.with_name("q.onnx")
+    quantize_weights(path, output=out, policy=small(policy_text=f"{names}\n{rule}"), data=data, listener=said)
+    assert f"{done}: 2 layers changed; 1 left out, for which a rule names other methods (a)" in said.notes
+
+
+BRANCHES = """
+n = LayerNormalization (x, gain, shift)
+h = MatMul (n, w)
+y = If (c) <
+  then_branch = yes () => (float[8,32] a) { a = MatMul (h, v) },
+  else_branch = no () => (float[8,32] b) { r = Relu (h)\n b = MatMul (r, u) }
+>
+"""
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "hqq"])  # which needs no inputs
+def test_layers_in_bodies_are_left_out_aloud(name: str) -> None:
+    weights = {"gain": np.ones(32, np.float32), "shift": normal(32)}
+    weights |= {key: weight(32, 32, seed=seed) for seed, key in enumerate("wvu")}
+    graph = model(BRANCHES, inputs="float[8,32] x, bool c", weights=weights, opset=21)
+    prepare(graph, (), fold=False)
+    plan, (method,) = make_weight_plan(graph, small()), make_methods([name])
+    assert len(plan.entries) == 3
+    context = Context([{**one, "c": np.array(one["x"].sum() > 0)} for one in samples(8)], weights=INT4, group_size=16)
+    if isinstance(method, Rewrite):
+        rewritten = method.rewrite(graph, context)
+        after, notes = rewritten.model, rewritten.notes
+    else:
+        assert isinstance(method, Step)
+        work = method.apply(Work(graph, graph, plan), context)
+        after, notes = work.graph, work.notes
+    assert "2 left out, inside a body of If (a, b)" in notes[0]
+    for key in "vu":
+        (found,) = (array for value, array in initializers(after) if value.name == key)
+        np.testing.assert_array_equal(found.numpy(), weights[key])
 
 
 def test_the_same_samples_give_the_same_file(path: Path) -> None:

@@ -207,7 +207,7 @@ def test_the_error_of_any_weight_is_that_of_its_distance_to_the_target(seed: int
     x = rng.standard_normal((40, 5)).astype(np.float32)
     z = (x + 0.3 * rng.standard_normal((40, 5))).astype(np.float32)
     w, v, u = (rng.standard_normal((1, 3, 5)) for _ in range(3))
-    seen = replace(moments(rows, [(x[:25], z[:25]), (x[25:], z[25:])], w), damping=DAMPING)
+    seen = replace(moments(rows, [(x[:25], z[:25]), (x[25:], z[25:])], w), doubt=DAMPING)
     gram, cross = seen.gram, seen.cross
     target = np.linalg.solve(gram, (w @ cross).swapaxes(1, 2)).swapaxes(1, 2)
 
@@ -243,9 +243,9 @@ def chance(samples: int, *, seed: int = 0) -> Moments:
 def test_few_samples_are_trusted_less_and_do_better_for_it() -> None:
     """One target from 30 samples, judged on 4000 others."""
     few, many, w = chance(30), chance(4000, seed=2), np.random.default_rng(1).standard_normal((1, 6, 40))
-    assert few.damping > DAMPING
-    assert few.damping > 3 * many.damping
-    bold = replace(few, damping=DAMPING)
+    assert few.doubt > DAMPING
+    assert few.doubt > 3 * many.doubt
+    bold = replace(few, doubt=DAMPING)
     assert many.error(w, few.target(w)) < many.error(w, bold.target(w))
     lost = [many.error(w, one.target(w)) - many.error(w, many.target(w)) for one in (few, bold)]
     assert lost[0] < 0.7 * lost[1]
@@ -254,15 +254,27 @@ def test_few_samples_are_trusted_less_and_do_better_for_it() -> None:
 def test_random_inputs_are_trusted_no_more_than_is_said() -> None:
     rows, w = Rows("MatMul", (5, 3)), normal(1, 3, 5).astype(np.float64)
     pairs = [(normal(9, 5, seed=seed), normal(9, 5, seed=seed)) for seed in range(4)]
-    assert moments(rows, pairs, w, damping=3.0).damping >= 3.0
+    seen = moments(rows, pairs, w, damping=3.0)
+    assert seen.damping == 3.0
+    assert seen.doubt >= 3.0
 
 
 def test_inputs_that_do_not_differ_leave_the_weight_as_it_is() -> None:
     rows, x, w = rows_of(CASES["conv"]), normal(*IMAGE), normal(1, 8, 36).astype(np.float64)
     seen = moments(rows, [(x, x), (x, x)], w)
     assert seen.cross is seen.gram
-    assert seen.damping == DAMPING
+    assert seen.doubt == DAMPING
     assert seen.target(w) is w
+
+
+def test_moments_about_the_mean_leave_a_constant_input_out() -> None:
+    rows, w = Rows("MatMul", (5, 3)), normal(1, 3, 5).astype(np.float64)
+    x, z = normal(40, 5), normal(40, 5, seed=1)
+    seen = moments(rows, [(x, z)], w, centred=True)
+    moved = moments(rows, [(x + np.float32(3), z - np.float32(2))], w, centred=True)
+    np.testing.assert_allclose(seen.gram, moved.gram, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(seen.cross, moved.cross, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(seen.gram[0], 40 * np.cov(z.T, bias=True), rtol=1e-4, atol=1e-4)
 
 
 def test_an_input_that_is_always_zero_breaks_nothing() -> None:
@@ -706,10 +718,12 @@ def test_hqq_needs_no_samples_and_says_what_it_did() -> None:
         SHARED_NET, weights, "float[4,16] x, int64[4] i", "dtype: int4, scheme: per-group, group_size: 16"
     )
     done = Hqq().apply(Work(graph, graph, plan), Context(()))
-    assert done.notes == ("hqq: 3 weights changed",)
+    assert done.notes == ("hqq: 3 layers changed",)
     assert all(entry.method == "hqq" for entry in done.plan.entries)
     static, _ = static_work("per-channel", "int4")
-    assert Hqq().apply(static, Context(())).plan == static.plan
+    found = Hqq().apply(static, Context(()))
+    assert found.plan == static.plan
+    assert found.notes == ("hqq: 0 layers changed; 3 left out, whose inputs are quantized, too (h, d, y)",)
 
 
 def test_the_same_samples_give_the_same_bytes() -> None:
@@ -723,3 +737,20 @@ def test_the_same_samples_give_the_same_bytes() -> None:
 def test_methods_say_what_they_are(method: Step) -> None:
     assert method.title.endswith(tuple("abcdefghijklmnopqrstuvwxyz"))
     assert len(f"{method.name}: {method.title}") < 120
+
+
+def test_means_of_outputs_are_those_of_the_float_model_after_rounding() -> None:
+    work, context = static_work("per-channel", "int4")
+    done = Gptq().apply(work, context)
+    raised = done.graph.clone()
+    raise_opset(raised, needed_opset(done.plan))
+    plain = work.graph.clone()
+    raise_opset(plain, needed_opset(work.plan))
+    sessions = (
+        open_session(work.reference),
+        open_session(to_qdq(plain, work.plan), optimize=False),
+        open_session(to_qdq(raised, done.plan), optimize=False),
+    )
+    rows = [np.concatenate([run(one, probe)[0] for probe in context.probes]) for one in sessions]
+    exact, before, after = (array.mean(0) for array in rows)
+    assert np.abs(after - exact).max() < 0.25 * np.abs(before - exact).max()

@@ -218,7 +218,7 @@ def command(
     _check_mode(mode, way, given, shard_size)
     _check_recover(wanted, budget)
     check(wanted, mode, form, activation_scheme=activation_scheme)
-    place = _Place(output, force, provider, threads, max_memory)
+    place = _Place(output, force, provider, threads, max_memory, budget)
     if mode == "weight-only" and model is not None:
         found = None
         result = _weights_only(model, given, wanted, place, shard_size, terminal)
@@ -267,13 +267,14 @@ class _Given:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the work is done, and its result goes."""
+    """Where the work is done, what it may take, and where its result goes."""
 
     output: Path | None
     force: bool
     provider: str
     threads: int
     max_memory: int | None
+    budget: float | None
 
     def of(self, model: Path, policy: Policy, mode: str) -> Path:
         """The file to write."""
@@ -298,7 +299,9 @@ def _check_mode(mode: str, way: Way, given: _Given, shard_size: int | None) -> N
 
 
 def _check_recover(policy: Policy, budget: float | None) -> None:
-    if budget is not None and not policy.recover:
+    from qconvert.recover import asked_names  # noqa: PLC0415 - --help does without
+
+    if budget is not None and not asked_names(policy):
         raise PlanError("--budget is of --recover", hint="add --recover auto, or leave it out")
 
 
@@ -318,6 +321,7 @@ def _weights_only(
         provider=place.provider,
         max_memory=place.max_memory,
         shard_size=shard_size,
+        budget=place.budget,
         force=place.force,
         listener=terminal,
     )

@@ -30,7 +30,7 @@ from qconvert.policy import Policy
 from qconvert.prepare import prepare, raise_opset
 from qconvert.provenance import record
 from qconvert.random_inputs import random_feeds
-from qconvert.recover import Tried, make_methods
+from qconvert.recover import Tried, asked_methods, asked_names
 from qconvert.recover.trials import PlanOf
 from qconvert.rewrite import dynamic as rewrite_dynamic
 from qconvert.rewrite.forms import Form, Written, write_plan
@@ -147,7 +147,7 @@ def quantize(
     tried: tuple[Tried, ...] = ()
     if way.mode == "dynamic":
         plan, written = _dynamic(graph, policy, calibrated, way=way, ranges=ranges)
-    elif policy.recover:
+    elif asked_names(policy):
         plan_of = _planner(policy, calibrated, None, form=form, listener=listener)
         found = recover(graph, policy, plan_of, calibrated, budget=budget, listener=listener)
         plan, tried = found.work.plan, found.tried
@@ -219,9 +219,9 @@ def _check_recover(policy: Policy, way: Way, ranges: Path | None) -> None:
         PlanError: If activations are dynamic, or ranges are given, which rewrites of the float model would make wrong.
         PolicyError: If there is no method of a name.
     """
-    if not policy.recover:
+    if not asked_names(policy):
         return
-    make_methods(policy.recover)
+    asked_methods(policy)
     if way.mode != "static":
         raise PlanError("recover is for static activations", hint="leave it out, or use --mode static")
     if ranges is not None:

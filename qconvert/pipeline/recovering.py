@@ -11,7 +11,16 @@ from qconvert.errors import CalibrationError
 from qconvert.listener import Listener
 from qconvert.numerics import QUANT_TYPES
 from qconvert.policy import Policy
-from qconvert.recover import AUTO, Context, Recovered, make_methods, recover_all, recover_best
+from qconvert.recover import (
+    AUTO,
+    Context,
+    Recovered,
+    asked_methods,
+    asked_names,
+    asked_only,
+    recover_all,
+    recover_best,
+)
 from qconvert.recover.trials import PlanOf
 from qconvert.targets import get_target
 
@@ -40,7 +49,8 @@ def recover(
         PolicyError: If there is no method of a name.
         QConvertError: If a method that was asked for by name cannot be carried out.
     """
-    methods = make_methods(policy.recover)
+    names = asked_names(policy)
+    methods = asked_methods(policy)
     if not calibrated.probes:
         raise CalibrationError("recover: the calibration kept no samples", hint="calibrate again")
     deadline = None if budget is None else time.monotonic() + budget
@@ -50,10 +60,11 @@ def recover(
         calibrated.stats,
         activations=QUANT_TYPES[asked.activations.dtype or target.activations[0]],
         weights=QUANT_TYPES[asked.weights.dtype or target.weights[0]],
+        only=asked_only(policy, graph),
         deadline=deadline,
         listener=listener,
     )
-    run = recover_best if AUTO in policy.recover else recover_all
+    run = recover_best if AUTO in names else recover_all
     found = run(graph, methods, plan_of, context)
     judged = "that no method saw" if found.kept_back else "that the methods saw, too"
     listener.note(f"recover: dB of the output on {found.samples} samples {judged}")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 from qconvert.errors import PolicyError
+from qconvert.policy import Policy
 from qconvert.recover.adaquant import AdaQuant
 from qconvert.recover.adaround import AdaRound
+from qconvert.recover.asked import AUTO, NONE, asked_names, asked_only
 from qconvert.recover.awq import Awq
 from qconvert.recover.bias import BiasCorrection
 from qconvert.recover.clip import Clipping
@@ -24,18 +27,12 @@ METHODS: Mapping[str, type[Method]] = {
     for method in (Equalization, Smoothing, Awq, Hqq, Clipping, Gptq, AdaRound, AdaQuant, BiasCorrection, LowRank)
 }
 
-AUTO = "auto"
-"""In place of names of methods: those that prove themselves."""
-
-NONE = "none"
-"""Likewise: not even those that are applied where no names are given."""
-
 
 def make_methods(names: Sequence[str]) -> list[Method]:
     """The methods of these names with their defaults; all of them for ``auto``, and no one for ``none``.
 
     Raises:
-        PolicyError: If there is none of a name, or ``auto`` or ``none`` is not alone.
+        PolicyError: If there is none of a name, ``auto`` or ``none`` is not alone, or two decide the same.
     """
     known = (*METHODS, AUTO, NONE)
     for name in names:
@@ -49,6 +46,27 @@ def make_methods(names: Sequence[str]) -> list[Method]:
     for name in names if len(set(names)) > 1 else ():
         if name in alone:
             raise PolicyError(f"recover: '{name}' {alone[name]}", hint="leave the other names out")
+    methods = _made(names)
+    for one, other in combinations(methods, 2) if AUTO not in names else ():
+        if one.decides and one.decides == other.decides:
+            raise PolicyError(
+                f"recover: '{one.name}' and '{other.name}' both decide {one.decides}", hint="leave one of them out"
+            )
+    return methods
+
+
+def asked_methods(policy: Policy) -> list[Method]:
+    """The methods that a policy or one of its rules names.
+
+    Raises:
+        PolicyError: See ``make_methods``; what two rules name for different operators may decide the same.
+    """
+    for names in (policy.recover, *(rule.recover or () for rule in policy.rules)):
+        make_methods(names)
+    return _made(asked_names(policy))
+
+
+def _made(names: Sequence[str]) -> list[Method]:
     chosen = METHODS if AUTO in names else [name for name in dict.fromkeys(names) if name != NONE]
     return [METHODS[name]() for name in chosen]
 
@@ -65,6 +83,9 @@ __all__ = [
     "Step",
     "Tried",
     "Work",
+    "asked_methods",
+    "asked_names",
+    "asked_only",
     "make_methods",
     "recover_all",
     "recover_best",

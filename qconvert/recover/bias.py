@@ -31,6 +31,7 @@ from qconvert.graph import Operator, attributes, constant, operand
 from qconvert.numerics import INT32, QuantParams, bias_params
 from qconvert.plan import Plan, Site
 from qconvert.plan.operands import clamp_bounds, fused_clamp
+from qconvert.recover.edits import in_bodies
 from qconvert.recover.types import Context, Step, Work, said
 from qconvert.recover.walk import Layer, Walk, channel_axis
 from qconvert.rules import OP_RULES
@@ -39,6 +40,9 @@ from qconvert.targets import get_target
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Reals = npt.NDArray[np.float32]
+
+STEPS, POSITIONS = 4, 1 << 22
+"""Defaults of ``BiasCorrection``."""
 
 _STRIDES = (1, 3, 7, 13, 31, 61, 127, 251, 499, 1009)
 """Primes, so that a stride shares no factor with the sizes of a tensor but by rare chance."""
@@ -60,8 +64,8 @@ class BiasCorrection(Step):
     title: ClassVar[str] = "bias correction: means of outputs as in the float model"
     place: ClassVar[int] = 1  # it makes good what others leave
     slow: ClassVar[bool] = False
-    steps: int = 4
-    positions: int = 1 << 22
+    steps: int = STEPS
+    positions: int = POSITIONS
 
     def apply(self, work: Work, context: Context) -> Work:
         """See ``Step``."""
@@ -69,34 +73,45 @@ class BiasCorrection(Step):
         context.listener.start("correcting biases", len(walk))
         try:
             for done, layer in enumerate(walk, 1):
-                why = self._correct(layer, walk, len(context.probes)) if context.seconds_left > 0 else "no time left"
-                if why:
-                    left_out[layer.op.name] = why
+                reason = context.refusal(self.name, layer.op.name)
+                if not reason:
+                    reason = correct(layer, walk, len(context.probes), steps=self.steps, positions=self.positions)
+                if reason:
+                    left_out[layer.op.name] = reason
                 context.listener.advance(done)
-            walk.note(said(self.name, len(walk) - len(left_out), left_out))
+            walk.note(said(self.name, len(walk) - len(left_out), {**left_out, **in_bodies(work.graph)}))
             return walk.work
         finally:
             walk.close()
             context.listener.finish()
 
-    def _correct(self, layer: Layer, walk: Walk, samples: int) -> str:
-        """One layer; why not, or ""."""
-        owner, position = bias_place(layer.op)
-        if owner is None:
-            return "without a bias, and one would cost an Add"
-        old = constant(operand(owner, position))
-        if old is None and operand(owner, position) is not None:
-            return "with a computed bias"
-        most = self.positions // samples
-        pairs = [(_rows(y, layer, most), _rows(z, layer, most)) for y, z in layer.outputs(owner.outputs[0].name or "")]
-        shift = correction(pairs, _bounds(owner.outputs[0]), steps=self.steps)
-        if old is None:
-            _add(layer, walk.work.plan, position, shift)
-        elif old.size == shift.size:
-            _change(layer, walk.work.plan, Site(owner.outputs[0].name or "", position), old, shift)
-        else:
-            return "with a bias that has not one number a channel"
-        return ""
+
+def correct(layer: Layer, walk: Walk, samples: int, *, steps: int = STEPS, positions: int = POSITIONS) -> str:
+    """Corrects the bias of one layer; why not, as the end of a sentence, or "".
+
+    Args:
+        layer: It, with the weight that it will have.
+        walk: On its way, just before the layer.
+        samples: How many there are.
+        steps: See ``BiasCorrection``.
+        positions: Likewise.
+    """
+    owner, position = bias_place(layer.op)
+    if owner is None:
+        return "without a bias, and one would cost an Add"
+    old = constant(operand(owner, position))
+    if old is None and operand(owner, position) is not None:
+        return "with a computed bias"
+    most = positions // samples
+    pairs = [(_rows(y, layer, most), _rows(z, layer, most)) for y, z in layer.outputs(owner.outputs[0].name or "")]
+    shift = correction(pairs, _bounds(owner.outputs[0]), steps=steps)
+    if old is None:
+        _add(layer, walk.work.plan, position, shift)
+    elif old.size == shift.size:
+        _change(layer, walk.work.plan, Site(owner.outputs[0].name or "", position), old, shift)
+    else:
+        return "with a bias that has not one number a channel"
+    return ""
 
 
 def correction(samples: Sequence[tuple[Reals, Reals]], bounds: tuple[float, float], *, steps: int) -> Floats:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from qconvert.graph import Operator, attributes, constant, operand, operators
 from qconvert.plan.operands import clamp_bounds
 from qconvert.recover.bias import bias_place
+from qconvert.recover.edits import in_bodies
 from qconvert.recover.scaling import Array
 from qconvert.rules import OP_RULES, Channels, channels
 from qconvert.targets import HEAVY
@@ -59,7 +60,7 @@ class Chain:
 def find_chains(model: ir.Model) -> tuple[list[Chain], dict[str, str]]:
     """All of them in topological order, and why other layers make none, by name."""
     by_node = {op.node: op for op in operators(model)}
-    found, refused = [], {}
+    found, refused = [], in_bodies(model)
     for op in by_node.values():
         if op.op_type in HEAVY and not op.subgraph:
             chain = _chain(op, by_node)

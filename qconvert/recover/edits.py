@@ -16,6 +16,7 @@ from qconvert.numerics import fake_quantize
 from qconvert.plan import Entry, Plan, Site
 from qconvert.prepare import raise_opset
 from qconvert.rewrite.qdq import needed_opset, to_qdq
+from qconvert.targets import HEAVY
 
 Array = npt.NDArray[Any]
 
@@ -26,6 +27,12 @@ NO_PLAN = Plan("generic", (), (), (), ())
 def nodes_of(graph: ir.Model) -> dict[str, ir.Node]:
     """The operators by name."""
     return {op.name: op.node for op in operators(graph)}
+
+
+def in_bodies(graph: ir.Model) -> dict[str, str]:
+    """The heavy operators that no method changes, since what they read is not seen from outside: why, by name."""
+    inner = (op for op in operators(graph) if op.subgraph and op.op_type in HEAVY)
+    return {op.name: f"inside a body of {op.subgraph.partition('(')[0]}" for op in inner}
 
 
 def set_constant(nodes: Mapping[str, ir.Node], plan: Plan, sites: Sequence[Site], array: Array) -> Plan:

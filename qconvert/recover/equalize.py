@@ -39,20 +39,27 @@ class Equalization(Rewrite):
     Attributes:
         sweeps: How often all pairs are gone through, at most.
         room: How many times what was seen a channel may reach before a Clip that it did not reach clips it.
+            With 1.5 the outputs of MobileNetV2 stay within 1e-6 on samples that were not seen, with 1.25 they do not.
+        samples: With fewer, ``room`` is this number over theirs: other samples reach further beyond those few.
     """
 
     name: ClassVar[str] = "equalize"
     title: ClassVar[str] = "cross-layer equalization: even ranges of neighbouring weights"
     sweeps: int = 40
-    room: float = 1.25
+    room: float = 1.5
+    samples: int = 64
 
     def rewrite(self, model: ir.Model, context: Context) -> Rewritten:
         """See ``Rewrite``."""
         chains, refused = find_chains(model)
+        reasons = [context.refusal(self.name, chain.first.name, chain.second.name) for chain in chains]
+        refused.update({chain.first.name: why for chain, why in zip(chains, reasons, strict=True) if why})
+        chains = [chain for chain, why in zip(chains, reasons, strict=True) if not why]
         if not chains:
             return Rewritten(model, (), (said(self.name, 0, refused),))
         highest, lowest = _extremes(model, chains, context)
-        pairs = [_pair(chain, low, high, self.room) for chain, low, high in zip(chains, lowest, highest, strict=True)]
+        room = max(self.room, self.samples / len(context.probes))
+        pairs = [_pair(chain, low, high, room) for chain, low, high in zip(chains, lowest, highest, strict=True)]
         ops = {op.name: op for chain in chains for op in (chain.first, chain.second)}
         found = {name: own_weight(op) for name, op in ops.items()}
         weights = {name: np.abs(array).astype(np.float64) for name, array in found.items() if array is not None}

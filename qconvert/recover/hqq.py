@@ -22,11 +22,11 @@ import numpy as np
 from qconvert.float8 import Float8
 from qconvert.graph import constant, operand
 from qconvert.numerics import QuantParams, along
-from qconvert.plan import Entry
+from qconvert.plan import Entry, Site
 from qconvert.recover.edits import nodes_of
 from qconvert.recover.grids import Shares, share_index, with_scales
 from qconvert.recover.rows import Floats
-from qconvert.recover.types import Context, Step, Work
+from qconvert.recover.types import Context, Step, Work, said
 
 _TINY = 1e-12
 
@@ -54,20 +54,26 @@ class Hqq(Step):
 
     def apply(self, work: Work, context: Context) -> Work:
         """See ``Step``."""
-        nodes, entries, done = nodes_of(work.graph), [], 0
-        bound = {entry.sites for entry in work.plan.of("activation")}
-        context.listener.start("choosing grids of weights (hqq)", len(work.plan.entries))
+        nodes, weights = nodes_of(work.graph), work.plan.of("weight")
+        found, left_out, bound = dict[tuple[Site, ...], Entry](), dict[str, str](), bool(work.plan.of("activation"))
+        context.listener.start("choosing grids of weights (hqq)", len(weights))
         try:
-            for count, entry in enumerate(work.plan.entries, 1):
-                fits = entry.role == "weight" and not isinstance(entry.params.dtype, Float8) and not bound
-                array = constant(operand(nodes[entry.sites[0].operator], entry.sites[0].operand)) if fits else None
-                entries.append(entry if array is None else self._regrid(entry, np.asarray(array, np.float64)))
-                done += array is not None
-                context.listener.advance(count)
+            for done, entry in enumerate(weights, 1):
+                readers = [site.operator for site in entry.sites]
+                reason = context.refusal(self.name, *readers) or _unfit(entry, bound=bound)
+                array = constant(operand(nodes[readers[0]], entry.sites[0].operand))
+                if reason or array is None:
+                    left_out[readers[0]] = reason or "whose weight is computed"
+                else:
+                    found[entry.sites] = self._regrid(entry, np.asarray(array, np.float64))
+                context.listener.advance(done)
         finally:
             context.listener.finish()
-        note = f"hqq: {done} weights changed" if not bound else "hqq: nothing changed: it is for weights alone"
-        return replace(work, plan=replace(work.plan, entries=tuple(entries)), notes=(*work.notes, note))
+        entries = tuple(
+            found.get(entry.sites, entry) if entry.role == "weight" else entry for entry in work.plan.entries
+        )
+        notes = (*work.notes, said(self.name, len(found), left_out))
+        return replace(work, plan=replace(work.plan, entries=entries), notes=notes)
 
     def _regrid(self, entry: Entry, weight: Floats) -> Entry:
         return replace(entry, params=self.grid(weight, entry.params), method=self.name)
@@ -102,6 +108,13 @@ class Hqq(Step):
         scale, zero = (along(one, params, weight.shape).astype(np.float64) for one in (params.scale, params.zero_point))
         levels = np.clip(np.rint(weight / scale) + zero, params.qmin, params.qmax)
         return known.sums(np.abs(weight - scale * (levels - zero)) ** self.power)
+
+
+def _unfit(entry: Entry, *, bound: bool) -> str:
+    """Why an entry keeps its grid, as the end of a sentence, or ""."""
+    if bound:
+        return "whose inputs are quantized, too"
+    return "whose levels are floats" if isinstance(entry.params.dtype, Float8) else ""
 
 
 def _fitted(params: QuantParams, levels: Floats, rest: Floats, known: Shares, *, movable: bool) -> QuantParams:

@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from qconvert.graph import attributes
-from qconvert.recover.edits import as_read
+from qconvert.recover.edits import as_read, in_bodies
 from qconvert.recover.moments import Moments, moments
 from qconvert.recover.rounding import rows_of, unfit
 from qconvert.recover.rows import Floats
@@ -46,13 +46,13 @@ class LowRank(Step):
         context.listener.start("adding low-rank parts of rounding errors", len(walk))
         try:
             for done, layer in enumerate(walk, 1):
-                reason = "for which no time is left" if context.seconds_left <= 0 else _unfit(layer)
+                reason = context.refusal(self.name, layer.op.name) or _unfit(layer)
                 if reason:
                     left_out[layer.op.name] = reason
                 else:
                     self._add(layer, walk, context.damping)
                 context.listener.advance(done)
-            walk.note(said(self.name, len(walk) - len(left_out), left_out))
+            walk.note(said(self.name, len(walk) - len(left_out), {**left_out, **in_bodies(work.graph)}))
             return walk.work
         finally:
             walk.close()

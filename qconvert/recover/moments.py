@@ -7,9 +7,9 @@ With W the float weight on the float model's inputs X and V any weight on the in
 so that no method needs the samples again, and what it takes does not grow with their number. The error is that of a
 target ``T = W C D^-1`` on Z alone, up to what no V mends: ``|W X - V Z|^2 = tr((T - V) D (T - V)^T) + const``.
 
-A layer may have more inputs than samples say anything about, and a method then fits their chance: the diagonal is
-damped the more, the worse a target that is made of every other sample does on the rest. Measured with 4-bit weights of
-MobileNetV2, GPTQ and 31 samples, on others: 10.0 dB, where ``DAMPING`` alone gives 5.9 dB, and 18.3 dB on those 31.
+A layer may have more inputs than samples say anything about, and a target then fits their chance: it is doubted the
+more, the worse one that is made of every other sample does on the rest. Measured with 4-bit weights of MobileNetV2,
+GPTQ and 31 samples, on others: 10.0 dB, where ``DAMPING`` alone gives 5.9 dB, and 18.3 dB on those 31.
 """
 
 from __future__ import annotations
@@ -43,42 +43,52 @@ class Moments:
         gram: ``Z Z^T``, ``[G, K, K]``, of the inputs that the quantized layer reads.
         cross: ``X Z^T`` with the float model's inputs X; ``gram`` itself where both read the same.
         columns: How many there were.
-        damping: What is added to their diagonals, as a share of the mean of that of ``gram``.
+        damping: What is added to the diagonal of ``gram``, as a share of its mean.
+        doubt: Likewise where a target is made.
     """
 
     gram: Floats
     cross: Floats
     columns: int
     damping: float = DAMPING
+    doubt: float = DAMPING
 
     def __add__(self, other: Moments) -> Moments:
         gram = self.gram + other.gram
         same = self.cross is self.gram and other.cross is other.gram
-        return Moments(gram, gram if same else self.cross + other.cross, self.columns + other.columns, self.damping)
+        cross = gram if same else self.cross + other.cross
+        return replace(self, gram=gram, cross=cross, columns=self.columns + other.columns)
 
     @property
     def damped(self) -> Floats:
         """``gram / columns`` with ``damping``; an input that is always 0 gets 1."""
-        return _damped(self.gram / max(self.columns, 1), self._shift)
+        return _damped(self.gram / max(self.columns, 1), self._shift(self.damping))
 
-    @property
-    def _shift(self) -> Floats:
+    def _shift(self, share: float) -> Floats:
         diagonal = np.einsum("gkk->gk", self.gram) / max(self.columns, 1)
-        return np.where(diagonal > 0, self.damping * diagonal.mean(-1, keepdims=True), 1.0)
+        return np.where(diagonal > 0, share * diagonal.mean(-1, keepdims=True), 1.0)
 
     def target(self, weight: Floats) -> Floats:
-        """What a weight ``[G, O, K]`` should become for inputs of the quantized model: ``W C D^-1``, damped."""
+        """What a weight ``[G, O, K]`` should become for inputs of the quantized model: ``W C D^-1``, both doubted."""
         if self.cross is self.gram:
             return weight
-        wanted = weight @ _damped(self.cross / max(self.columns, 1), self._shift)
-        return np.asarray(np.linalg.solve(self.damped, wanted.swapaxes(1, 2)).swapaxes(1, 2), np.float64)
+        shift, count = self._shift(self.doubt), max(self.columns, 1)
+        wanted, gram = weight @ _damped(self.cross / count, shift), _damped(self.gram / count, shift)
+        return np.asarray(np.linalg.solve(gram, wanted.swapaxes(1, 2)).swapaxes(1, 2), np.float64)
 
     def error(self, weight: Floats, chosen: Floats) -> float:
         """``|W X - V Z|^2`` up to what no V changes, for weights ``[G, O, K]``."""
         return float(((chosen @ self.gram - 2 * weight @ self.cross) * chosen).sum())
 
 
-def moments(rows: Rows, pairs: Iterable[tuple[Reals, Reals]], weight: Floats, *, damping: float = DAMPING) -> Moments:
+def moments(
+    rows: Rows,
+    pairs: Iterable[tuple[Reals, Reals]],
+    weight: Floats,
+    *,
+    damping: float = DAMPING,
+    centred: bool = False,
+) -> Moments:
     """The moments of a layer's inputs over samples.
 
     Args:
@@ -87,23 +97,24 @@ def moments(rows: Rows, pairs: Iterable[tuple[Reals, Reals]], weight: Floats, *,
             do not differ.
         weight: The float weight, ``[G, O, K]``.
         damping: The least that is added to diagonals, see ``Moments``.
+        centred: Whether they are about the means of inputs: a bias takes care of what those make.
     """
     halves = [_Sums(rows), _Sums(rows)]
     for index, (exact, given) in enumerate(pairs):
         halves[index % 2].add(exact, given)
-    one, other = (half.moments for half in halves)
-    return replace(one + other, damping=max(damping, _best_damping(one, other, weight)))
+    one, other = (half.moments(centred=centred) for half in halves)
+    return replace(one + other, damping=damping, doubt=max(damping, _best_doubt(one, other, weight)))
 
 
-def _best_damping(one: Moments, other: Moments, weight: Floats) -> float:
+def _best_doubt(one: Moments, other: Moments, weight: Floats) -> float:
     """That with which the target of either does best on the inputs of the other; 0 where nothing tells."""
     if one.cross is one.gram or not other.columns:
         return 0.0
     return min(TRIED, key=lambda share: _across(one, other, weight, share) + _across(other, one, weight, share))
 
 
-def _across(seen: Moments, judge: Moments, weight: Floats, damping: float) -> float:
-    return judge.error(weight, replace(seen, damping=damping).target(weight))
+def _across(seen: Moments, judge: Moments, weight: Floats, doubt: float) -> float:
+    return judge.error(weight, replace(seen, doubt=doubt).target(weight))
 
 
 class _Sums:
@@ -113,6 +124,7 @@ class _Sums:
         groups, _, inputs = rows.size
         self._rows, self._columns, self._differ = rows, 0, False
         self._gram, self._cross = np.zeros((groups, inputs, inputs)), np.zeros((groups, inputs, inputs))
+        self._sums = np.zeros((2, groups, inputs))
 
     def add(self, exact: Reals, given: Reals) -> None:
         """One sample."""
@@ -123,12 +135,17 @@ class _Sums:
             product = z @ turned
             self._gram += product
             self._cross += product if same else x @ turned
+            self._sums += x.sum(2, dtype=np.float64), z.sum(2, dtype=np.float64)
             self._columns += z.shape[2]
 
-    @property
-    def moments(self) -> Moments:
-        """Of all samples."""
-        return Moments(self._gram, self._cross if self._differ else self._gram, self._columns)
+    def moments(self, *, centred: bool) -> Moments:
+        """Of all samples; about their means, which a bias takes care of, or about 0."""
+        gram, cross = self._gram, self._cross
+        if centred:
+            exact, given = self._sums / np.sqrt(max(self._columns, 1))
+            gram = gram - given[:, :, None] * given[:, None, :]
+            cross = cross - exact[:, :, None] * given[:, None, :]
+        return Moments(gram, cross if self._differ else gram, self._columns)
 
 
 def _columns(rows: Rows, exact: Reals, given: Reals) -> Iterator[tuple[Reals, Reals]]:

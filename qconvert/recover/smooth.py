@@ -24,7 +24,7 @@ from qconvert.graph import Operator, attributes, constant, operand, operators
 from qconvert.numerics import QuantParams, QuantType, fake_quantize, params_from_range
 from qconvert.plan import Site
 from qconvert.recover.chains import own_weight
-from qconvert.recover.edits import NO_PLAN, nodes_of, set_constant
+from qconvert.recover.edits import NO_PLAN, in_bodies, nodes_of, set_constant
 from qconvert.recover.folding import Fold, find_fold
 from qconvert.recover.scaling import Floats, over_inputs
 from qconvert.recover.types import Context, Rewrite, Rewritten, said
@@ -104,9 +104,10 @@ def scaled(model: ir.Model, context: Context, method: str, scale_of: ScaleOf, ro
     nodes = nodes_of(copy)
     changed: list[str] = []
     for group, seen in zip(groups, _seen(model, groups, context, rows), strict=True):
-        scale = scale_of(seen, [_columns(op) for op in group.linears])
+        reason = context.refusal(method, *(op.name for op in group.linears))
+        scale = None if reason else scale_of(seen, [_columns(op) for op in group.linears])
         if scale is None:
-            left_out.update({op.name: "for which no scale is better than none" for op in group.linears})
+            left_out.update({op.name: reason or "for which no scale is better than none" for op in group.linears})
             continue
         group.fold.divide(nodes, scale)
         for op in group.linears:
@@ -120,7 +121,7 @@ def find_groups(model: ir.Model) -> tuple[list[Group], dict[str, str]]:
     """The Linears whose input can be scaled, in topological order, and why others cannot, by name."""
     by_node = {op.node: op for op in operators(model)}
     found: list[Group] = []
-    refused: dict[str, str] = {}
+    refused = in_bodies(model)
     for op in by_node.values():
         value = op.node.inputs[0] if op.op_type in {"MatMul", "Gemm"} and not op.subgraph else None
         weight = own_weight(op) if value is not None else None

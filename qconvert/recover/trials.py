@@ -129,7 +129,8 @@ def recover_best(model: ir.Model, methods: Sequence[Method], plan_of: PlanOf, co
     tried = []
     for method in sorted(methods, key=_cost):
         start, score, why = time.monotonic(), None, ""
-        trial = _ordered((*chosen, method))
+        others = (one for one in chosen if not method.decides or one.decides != method.decides)
+        trial = _ordered((*others, method))
         try:
             if context.seconds_left <= 0:
                 why = "no time left"

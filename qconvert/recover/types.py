@@ -39,6 +39,7 @@ class Context:
         group_size: Of the inputs of a MatMul or Gemm that share a scale; None where all inputs of an output do.
         stored: Bytes of values between layers that may be held in memory.
         damping: How little inputs are trusted: share of the mean of their squares that is added to each (``Moments``).
+        only: The methods of operators that do not get all, by name.
         deadline: When to end, in seconds of ``time.monotonic``; None where there is no hurry.
         listener: Hears notes and progress.
     """
@@ -51,6 +52,7 @@ class Context:
     group_size: int | None = None
     stored: int = STORED
     damping: float = DAMPING
+    only: Mapping[str, Collection[str]] = field(default_factory=dict)
     deadline: float | None = None
     listener: Listener = SILENT
 
@@ -58,6 +60,12 @@ class Context:
     def seconds_left(self) -> float:
         """Until the deadline; infinite without one."""
         return float("inf") if self.deadline is None else self.deadline - time.monotonic()
+
+    def refusal(self, method: str, *operators: str) -> str:
+        """Why operators do not get a method, as the end of a sentence, or ""."""
+        if any(method not in self.only.get(name, (method,)) for name in operators):
+            return "for which a rule names other methods"
+        return "for which no time is left" if self.seconds_left <= 0 else ""
 
 
 @dataclass(frozen=True)
@@ -104,12 +112,14 @@ class Method(ABC):
         title: One line for people.
         place: Its turn among methods of its kind, the least first.
         slow: Whether it takes minutes where others take seconds.
+        decides: What methods decide each in their own way, so that a model gets one of them; "" where others add to it.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     place: ClassVar[int] = 0
     slow: ClassVar[bool] = True
+    decides: ClassVar[str] = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -12,7 +13,18 @@ from qconvert.plan import Plan
 from qconvert.plan.weight_grids import LOW_BITS
 from qconvert.plan.weight_only import make_weight_plan
 from qconvert.policy import Policy
-from qconvert.recover import AUTO, NONE, Context, Recovered, make_methods, recover_all, recover_best
+from qconvert.recover import (
+    AUTO,
+    NONE,
+    Context,
+    Recovered,
+    asked_methods,
+    asked_names,
+    asked_only,
+    make_methods,
+    recover_all,
+    recover_best,
+)
 from qconvert.recover.gptq import Gptq
 from qconvert.recover.moments import DAMPING, DOUBTFUL
 from qconvert.session import Feeds
@@ -34,7 +46,8 @@ def names_for(policy: Policy, plan: Plan, weights: int) -> Sequence[str]:
     """
     low = any(entry.params.dtype.bits <= LOW_BITS for entry in plan.of("weight"))
     unasked = UNASKED if low and weights <= SMALL else ()
-    return () if policy.recover == (NONE,) else policy.recover or unasked
+    names = asked_names(policy)
+    return () if names == (NONE,) else names or unasked
 
 
 def recover_weights(
@@ -45,6 +58,7 @@ def recover_weights(
     feeds: Sequence[Feeds],
     *,
     random: bool,
+    budget: float | None,
     listener: Listener,
 ) -> Recovered:
     """The model and its plan with what methods make of them.
@@ -56,6 +70,7 @@ def recover_weights(
         names: Of the methods.
         feeds: Inputs, one at least.
         random: Whether they are made up, so that methods trust them little.
+        budget: Seconds after which no other method is begun; None: no limit.
         listener: Hears notes and progress.
 
     Raises:
@@ -72,9 +87,12 @@ def recover_weights(
         weights=usual.dtype,
         group_size=usual.block_size,
         damping=DOUBTFUL if random else DAMPING,
+        only=asked_only(policy if asked_names(policy) else policy.override(recover=names), model),
+        deadline=None if budget is None else time.monotonic() + budget,
         listener=listener,
     )
-    found = (recover_best if AUTO in names else recover_all)(model, make_methods(names), plan_of, context)
+    methods = asked_methods(policy) or make_methods(names)
+    found = (recover_best if AUTO in names else recover_all)(model, methods, plan_of, context)
     kind = "random inputs" if random else "samples"
     judged = "that no method saw" if found.kept_back else "that the methods saw, too"
     listener.note(f"recover: dB of the output on {found.samples} {kind} {judged}")

@@ -194,11 +194,11 @@ def main(kind: str, model: str, data: str, preprocess: str, folder: str) -> None
     """Measures one thing."""
     found = KINDS[kind](Job(Path(model), Path(data), preprocess, Path(folder)))
     found["whole_seconds"] = time.perf_counter() - _BEGAN
-    found["peak_mb"] = _peak() / 1e6
+    found["peak_mb"] = peak() / 1e6
     sys.stdout.write(json.dumps(found) + "\n")
 
 
-def _peak() -> int:
+def peak() -> int:
     """Bytes this process held at most; ``getrusage`` would count the process that it was started from."""
     words = Path("/proc/self/status").read_text(encoding="utf-8").split()
     return 1024 * int(words[words.index("VmHWM:") + 1])

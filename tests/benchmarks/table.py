@@ -183,7 +183,7 @@ def feeds_of(case: Case, count: int) -> list[Mapping[str, Any]]:
     return [samples.load(index).feeds for index in range(len(samples))]
 
 
-def shown(measure: Callable[[], Row]) -> str:
+def shown(measure: Callable[[], object]) -> str:
     """A cell of the table; what a tool refuses is said, not raised."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
