@@ -169,6 +169,18 @@ def test_labels_that_would_cover_each_other_are_lifted() -> None:
     assert geometry.trend(flat).dots == ()
 
 
+def test_a_front_numbers_the_chosen_point_and_names_bytes() -> None:
+    points = (
+        Point("a", 2.05e6, 9, on_front=True),
+        Point("b", 3.1e6, 2, on_front=True),
+        Point("c", 3.8e6, 3, chosen=True),
+    )
+    drawn = geometry.front(Front("f", Column("size", "B"), Column("drop", "points"), points))
+    assert [(dot.name, dot.label) for dot in drawn.dots] == [("a", "1"), ("b", "2"), ("c", "3")]
+    assert [tick.text for tick in drawn.x.ticks] == ["2.0 MB", "2.5 MB", "3.0 MB", "3.5 MB"]
+    assert drawn.lines[0].path.count("L") == 1  # the chosen one is beaten and not joined
+
+
 def test_labels_do_not_lie_on_other_dots() -> None:
     points = tuple(Point(str(number), 95.0 + number / 100, y, on_front=True) for number, y in enumerate((33, 34.5, 40)))
     column = Column("x", "dB")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,17 +20,21 @@ from qconvert.calibration import Calibration
 from qconvert.cli import main
 from qconvert.cli.search import limit
 from qconvert.errors import DataError, PolicyError, TargetError
+from qconvert.evidence import search_report
 from qconvert.graph import load_model, operators
 from qconvert.pipeline import Wanted
 from qconvert.policy import Match, Policy, Rule, Scheme, dump, load, loads
 from qconvert.preprocess import preset
 from qconvert.report import document
 from qconvert.searching import trials
+from qconvert.searching.certainty import needed
 from qconvert.searching.cost import cost, works
 from qconvert.searching.front import Option, chain, hull, undominated
 from qconvert.searching.ladder import DEFAULT_LADDER, ladder, mixed, settle, uniform, usable
+from qconvert.searching.search import Aim
 from qconvert.searching.types import Candidate, Found, Goal, Limit, Verification
 from qconvert.sensing import engine
+from qconvert.sensing.types import Estimate
 from qconvert.targets import HEAVY
 from tests.test_sensitivity import FRAGILE, plant
 from tests.tiny import build
@@ -188,6 +193,26 @@ def test_multiply_adds_are_counted() -> None:
     assert whole.moved == 4 * (4 * 36 + 72 + 8 * 36 + 8 + 8 + 40)
 
 
+# certainty
+
+
+@pytest.mark.parametrize(
+    ("harm", "limit", "count"),
+    [
+        (Estimate(-30.0, -31.0, -29.0, 50, "dB"), -28.0, 13),  # half as far as the bound: a quarter of the samples
+        (Estimate(-30.0, -31.0, -29.0, 50, "dB"), -29.5, 200),
+        (Estimate(-30.0, -31.0, -29.0, 50, "dB"), -30.5, 200),
+        (Estimate(-30.0, -31.0, -29.0, 50, "dB"), -30.0, None),
+        (Estimate(0.0, 0.0, 0.0, 50, "points"), 1.0, 300),  # the rule of three
+        (Estimate(0.0, 0.0, 0.0, 50, "points"), 10.0, 30),
+        (Estimate(2.0, 1.0, 4.0, 50, "%"), 1.0, 50),
+        (Estimate(200.0, 200.0, 200.0, 50, "dB"), 100.0, 0),
+    ],
+)
+def test_how_many_samples_would_tell(harm: Estimate, limit: float, count: int | None) -> None:
+    assert needed(harm, limit) == count
+
+
 # searches
 
 
@@ -204,7 +229,7 @@ def find(calibrated: Calibration, goal: Goal, *, model: Path = MODEL, rungs: tup
         calibrated=calibrated,
         preprocess=CENTERED,
         limit=40,
-    )
+    ).found
 
 
 @pytest.fixture(scope="module")
@@ -220,11 +245,12 @@ def test_an_sqnr_is_reached_with_fewer_bytes_than_any_uniform_policy(reached: Fo
     found, known, one = reached, by_name(reached), reached.chosen
     assert found.met
     assert one.harm <= -24 < known["W4A8"].harm
-    assert found.confirmed.harm <= -24
+    assert found.confirmed.harm.value <= -24
     assert one.size_bytes < known["W8A8"].size_bytes
     assert known["W8A8"].harm <= -24
     assert {name for name, _ in one.rungs} >= {"W4A8", "W8A8"}
     assert (found.samples, found.held_back) == (20, 20)
+    assert dict(one.rungs) == Counter(choice.rung for choice in found.choices)
     pairs = sum(2 if choice.op_type in HEAVY else 1 for choice in found.choices)
     assert found.experiments == pairs  # without weights, W4A8 and W8A8 are one
 
@@ -236,7 +262,30 @@ def test_a_policy_is_what_was_run(calibrated: Calibration, reached: Found, tmp_p
     wanted = {one.subject: one.rung for one in found.choices if one.subject in kinds}
     types = {"W4A8": "int4", "W8A8": "int8"}
     assert kinds == {name: types[rung] for name, rung in wanted.items() if rung in types}
-    assert made.size_after == pytest.approx(found.chosen.size_bytes, abs=2000)  # quantize writes down where it is from
+    assert made.size_after == found.chosen.size_bytes
+
+
+def test_the_model_that_is_written_is_the_one_that_was_run(calibrated: Calibration, tmp_path: Path) -> None:
+    output = tmp_path / "m.onnx"
+    result = qconvert.search(
+        MODEL, DIGITS / "evaluation", wanted=Wanted(Goal(min_sqnr=24.0), RUNGS), output=output,
+        calibrated=calibrated, preprocess=CENTERED, limit=40,
+    )  # fmt: skip
+    assert result.quantized is not None
+    assert result.quantized.path == output
+    evaluated = qconvert.evaluate(MODEL, output, DIGITS / "evaluation", preprocess=CENTERED, limit=40)
+    pooled = -result.found.confirmed.overall
+    assert evaluated.fidelity[0].sqnr_db == pytest.approx(pooled, abs=1e-6)
+
+
+def test_what_recover_would_change_is_not_written(calibrated: Calibration, tmp_path: Path) -> None:
+    result = qconvert.search(
+        MODEL, DIGITS / "evaluation", wanted=Wanted(Goal(min_sqnr=20.0), ("W8A8",)), output=tmp_path / "m.onnx",
+        calibrated=calibrated, policy=Policy(recover=("bias",)), preprocess=CENTERED, limit=20,
+    )  # fmt: skip
+    assert result.found.met
+    assert result.quantized is None
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_a_budget_is_filled_with_the_least_harm(calibrated: Calibration) -> None:
@@ -297,14 +346,33 @@ def test_what_the_samples_held_back_refuse_is_not_taken(
     monkeypatch.setattr(trials.Judge, "verify", lambda *given_: replace(verify(*given_), met=False))
     never = find(calibrated, Goal(min_sqnr=24.0), rungs=("W4A8", "W8A8"))
     assert not never.met
-    assert never.confirmed.harm == min(one.harm for one in never.verified)
+    assert never.confirmed.harm.value == min(one.harm.value for one in never.verified)
+
+
+def test_the_samples_of_the_search_do_not_refuse_the_safest(
+    calibrated: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Aim, "met", lambda *_: False)
+    found = find(calibrated, Goal(min_sqnr=24.0), rungs=("W4A8", "W8A8"))
+    assert found.met
+    assert found.chosen.name == "W8A8"
+    assert [one.candidate for one in found.verified] == ["W8A8"]
+
+
+def test_what_all_samples_refuse_is_not_met(calibrated: Calibration, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials.Judge, "_harm", lambda *_: -23.0)
+    found = find(calibrated, Goal(min_sqnr=24.0), rungs=("W4A8", "W8A8"))
+    assert not found.met
+    assert found.confirmed.harm.value < -24
+    gate = search_report(found, MODEL).gates[0]
+    assert (gate.title, gate.measured, gate.samples) == ("output SQNR, all samples,", 23.0, 40)
 
 
 def test_a_time_budget_leaves_what_is_safe(calibrated: Calibration) -> None:
     found = qconvert.search(
         MODEL, DIGITS / "evaluation", wanted=Wanted(Goal(min_sqnr=24.0), RUNGS, time_budget=1e-6),
         calibrated=calibrated, preprocess=CENTERED, limit=20,
-    )  # fmt: skip
+    ).found  # fmt: skip
     assert found.met
     assert found.chosen.name == "W8A8"  # a yardstick
 
@@ -318,7 +386,7 @@ def test_a_search_that_was_stopped_goes_on(
         return qconvert.search(
             MODEL, DIGITS / "evaluation", wanted=Wanted(goal, RUNGS), calibrated=calibrated, preprocess=CENTERED,
             limit=40, journal=part,
-        )  # fmt: skip
+        ).found  # fmt: skip
 
     with monkeypatch.context() as patched:
         patched.setattr(trials.Judge, "verify", lambda *_: 1 / 0)
@@ -349,7 +417,7 @@ def test_a_planted_fault_gets_the_dearest_rung(tmp_path: Path) -> None:
         policy=Policy().override(scheme="per-tensor"),
         preprocess=CENTERED,
         limit=40,
-    )
+    ).found
     assert found.met
     assert next(one.rung for one in found.choices if one.subject == FRAGILE) == "float"
     assert sum(one.rung == "float" for one in found.choices) < len(found.choices) / 3  # the cheapest go first
@@ -374,7 +442,7 @@ def test_blocks_have_one_rung(calibrated: Calibration) -> None:
     found = qconvert.search(
         MODEL, DIGITS / "evaluation", wanted=Wanted(Goal(min_sqnr=22.0), ("W4A8", "W8A8"), "block"),
         calibrated=calibrated, preprocess=CENTERED, limit=40,
-    )  # fmt: skip
+    ).found  # fmt: skip
     assert found.met
     assert len(found.choices) < len(list(operators(load_model(MODEL)))) / 2
 
@@ -399,8 +467,10 @@ def command(*more: str) -> int:
 def test_the_command_writes_policy_and_evidence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("--max-drop", "0.5", "--report", "r.json", "--report", "r.html") == 0
     shown, said = capsys.readouterr()
-    assert "20 held back" in shown
+    assert "26 held back" in shown  # two thirds where labels are counted
+    assert "not settled at 95 %: 26 samples held back are too few" in shown.replace("\n", " ")
     assert "model.policy.yaml: written" in said
+    assert f"model.mixed.onnx: written; next: qconvert evaluate {MODEL} model.mixed.onnx --data" in said
     assert load(folder / "model.policy.yaml").version == 1
     stored = json.loads((folder / "r.json").read_text())
     assert document.read(folder / "r.json").command == "search"
@@ -411,7 +481,10 @@ def test_the_command_writes_policy_and_evidence(folder: Path, capsys: pytest.Cap
     assert {"W4A8", "W8A8"} <= {point["name"] for point in points}
     assert sum(point["chosen"] for point in points) == 1
     uniform_size = next(point["x"] for point in points if point["name"] == "W8A8")
-    assert next(point["x"] for point in points if point["chosen"]) < uniform_size
+    chosen_size = next(point["x"] for point in points if point["chosen"])
+    assert chosen_size < uniform_size
+    assert [(one["role"], one["size_bytes"]) for one in stored["models"]][1] == ("quantized model", chosen_size)
+    assert (folder / "model.mixed.onnx").stat().st_size == chosen_size
     assert "<svg" in (folder / "r.html").read_text()
 
 
@@ -421,6 +494,14 @@ def test_the_command_ends_with_1_where_nothing_meets_the_bound(
     assert command("--min-sqnr", "90", "-q", "-o", "near.yaml") == 1
     assert "not met, the nearest: W8A8" in capsys.readouterr().out
     assert (folder / "near.yaml").is_file()
+    assert not list(folder.glob("*.onnx"))
+
+
+def test_the_command_overwrites_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "near.mixed.onnx").write_text("mine")
+    assert command("--min-sqnr", "20", "-o", "near.policy.yaml") == 2
+    assert "near.mixed.onnx: exists already" in capsys.readouterr().err
+    assert not (folder / "near.policy.yaml").exists()
 
 
 @pytest.mark.parametrize("bounds", [(), ("--max-drop", "1", "--max-size", "25%"), ("--max-latency", "-1x")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +28,7 @@ from qconvert.sensing.engine import Lab, Variant, Watch, extend, whole
 from qconvert.sensing.measures import METRICS, sqnr
 from qconvert.sensing.subjects import all_but, only, subjects
 from qconvert.sensing.suggest import Bound
-from qconvert.sensing.types import GRANULARITIES, MODES, Granularity, Mode, Sensitivity
+from qconvert.sensing.types import Granularity, Mode, Sensitivity
 from qconvert.session import Feeds, open_session, run
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
@@ -91,7 +92,7 @@ def ask(
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", get_args(Mode))
 def test_a_planted_fault_is_named_first(planted: Path, planted_calibration: Calibration, mode: Mode) -> None:
     found = ask(planted, planted_calibration, Question(mode=mode))
     assert found.rows[0].subject == FRAGILE
@@ -141,7 +142,7 @@ def naive(graph: ir.Model, plan: Plan, probes: Sequence[Feeds]) -> float:
     return sqnr_db(np.concatenate(rows[0]), np.concatenate(rows[1]))
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("granularity", get_args(Granularity))
 @pytest.mark.parametrize("mode", ["only", "all-but"])
 def test_the_engine_finds_what_whole_models_do(
     digits: tuple[ir.Model, Plan, list[Feeds], Calibration], mode: Mode, granularity: Granularity

@@ -10,11 +10,14 @@ import typer
 from qconvert.cli import options as o
 from qconvert.cli import reporting, sensitivity
 from qconvert.errors import DataError
-from qconvert.searching.types import Goal, Limit
+from qconvert.searching.types import Found, Goal, Limit
 
 SEARCH = "Search"
 SUFFIX = ".policy.yaml"
 """How the policy's file ends where no name is given."""
+
+MIXED = ".mixed.onnx"
+"""How the model's file ends, in place of the policy's ending."""
 
 ENDINGS = {"%": 0.01, "x": 1.0, "ms": 1.0}
 """Of limits, but for bytes."""
@@ -77,7 +80,8 @@ PolicyOutput = Annotated[
         "--output",
         "-o",
         metavar="POLICY",
-        help="Where to write the policy. Default: MODEL.policy.yaml in this folder.",
+        help="Where to write the policy, NAME.policy.yaml; its model lies beside it, NAME.mixed.onnx. Default: "
+        "MODEL.policy.yaml in this folder.",
         rich_help_panel=o.OUTPUT,
         show_default=False,
     ),
@@ -126,7 +130,7 @@ def command(
     resume: Resume = False,
     debug: o.Debug = False,  # noqa: ARG001 - read by main
 ) -> None:
-    """Find the precision of every operator under a bound; verified on samples that the search did not use.
+    """Find and write a model with every operator's own precision under a bound; verified on samples held back.
 
     Example: qconvert search model.onnx --data labelled/ --max-drop 0.5
 
@@ -142,6 +146,7 @@ def command(
     reporting.check(reports, force=force)
     written = output or Path(f"{model.stem}{SUFFIX}")
     check_writable(written, force=force, keep=policy)
+    mixed = written.with_name(written.name.removesuffix(".yaml").removesuffix(".policy") + MIXED)
     wanted = o.read_policy(
         policy,
         target=target,
@@ -152,10 +157,11 @@ def command(
         exclude=exclude,
     )
     rungs = tuple(name for name in ladder.split(",") if name.strip()) if ladder is not None else None
-    found = pipeline.search(
+    result = pipeline.search(
         model,
         data,
         wanted=pipeline.Wanted(goal, rungs, by, time_budget),
+        output=mixed,
         calibrated=sensitivity.statistics(model, calibration, terminal),
         policy=wanted,
         labels=labels,
@@ -166,19 +172,34 @@ def command(
         max_memory=max_memory,
         journal=Path(f"{model.stem}{PART_SUFFIX}") if resume else None,
         strict=strict,
+        force=force,
         listener=terminal,
     )
+    found, quantized = result.found, result.quantized
     if as_json:
-        report.json.print_json(report.json.plain(found))
+        report.json.print_json(report.json.searched(result))
     else:
         report.search.show(found)
     with atomic_output(written, force=force) as temporary:
         temporary.write_text(found.chosen.policy, encoding="utf-8")
+    if quantized is None:
+        terminal.done(f"{short(written)}: written{_without_model(found, short(model), short(written))}")
+    else:
+        report.console.warn_proof(quantized.proof, terminal.warn)
+        terminal.done(f"{short(written)}: written")
+        labelled = "" if labels is None else f" --labels {short(labels)}"
+        pair = f"{short(model)} {short(mixed)}"
+        terminal.done(f"{short(mixed)}: written; next: qconvert evaluate {pair} --data {short(data)}{labelled}")
+    made = evidence.search_report(found, model, mixed if quantized is not None else None)
+    reporting.finish(made, reports, terminal, force=force)
+
+
+def _without_model(found: Found, model: str, written: str) -> str:
+    """What is to say of a policy whose model was not written."""
+    if found.chosen.stays_float:
+        return ": everything stays float, there is no model to write"
     nearest = "" if found.met else f" with the nearest, {found.chosen.name}"
-    terminal.done(
-        f"{short(written)}: written{nearest}; next: qconvert quantize {short(model)} --policy {short(written)}"
-    )
-    reporting.finish(evidence.search_report(found, model), reports, terminal, force=force)
+    return f"{nearest}; next: qconvert quantize {model} --policy {written}"
 
 
 def _goal(

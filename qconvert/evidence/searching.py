@@ -37,17 +37,19 @@ METHOD = Citation(
 SCORES = (Column("SQNR", "dB"), Column("top-1 drop", "points"), Column("argmax agrees", "%"))
 
 
-def search_report(found: Found, model: Path) -> Report:
+def search_report(found: Found, model: Path, written: Path | None = None) -> Report:
     """The policy that was found, what it was chosen from, and what samples without a part in it say.
 
     Args:
         found: What the search found.
         model: The float model.
+        written: The model of the policy, where it was written.
     """
+    quantized = () if written is None else (common.model("quantized model", written),)
     return Report(
         title=f"Mixed precision for {model.name}: {found.bound}",
         command="search",
-        models=(common.model("float model", model, found.float_bytes),),
+        models=(common.model("float model", model, found.float_bytes), *quantized),
         data=common.data(found.data, found.samples + found.held_back),
         measures=tuple(_measures(found)),
         sections=(_candidates(found), _verification(found), *_choices(found), _how(found)),
@@ -98,11 +100,14 @@ def _gate(found: Found) -> Gate:
         unit, runs = "x" if goal.max_latency.relative else "ms", one.times.own.runs
         measured = one.times.own.median_ms / whole
         return Gate("max-latency", "latency", "at most", goal.max_latency.value, measured, unit, found.met, runs)
-    harm, count = found.confirmed.harm, found.held_back
+    judged = found.confirmed
+    held = (judged.harm.value, "samples held back", found.held_back)
+    overall = (judged.overall, "all samples", found.samples + found.held_back)
+    harm, which, count = held if found.met else max(held, overall)
     if goal.min_sqnr is not None:
-        title = "output SQNR, samples held back,"
+        title = f"output SQNR, {which},"
         return Gate("min-sqnr", title, "at least", goal.min_sqnr, -harm, "dB", found.met, count)
-    title = f"{found.bound.split(' <= ')[0]}, samples held back,"
+    title = f"{found.bound.split(' <= ')[0]}, {which},"
     return Gate("max-drop", title, "at most", goal.max_drop or 0.0, harm, "points", found.met, count)
 
 
@@ -149,14 +154,16 @@ def _front(found: Found) -> Front:
 
 
 def _verification(found: Found) -> Section:
-    columns = (Column("policy", text=True), Column("bound", text=True), *SCORES)
-    rows = tuple(_verified(one) for one in found.verified)
+    overall = Column("SQNR, all samples", "dB") if found.metric == "sqnr" else Column("loss, all samples", "points")
+    columns = (Column("policy", text=True), Column("bound", text=True), *SCORES, overall)
+    rows = tuple((*_verified(one), -one.overall if found.metric == "sqnr" else one.overall) for one in found.verified)
     caption = f"{found.held_back} samples that had no part in the search; 95 % intervals"
     return Section("Verification", tables=(Table(columns, rows, caption),))
 
 
 def _verified(one: Verification) -> tuple[Cell, ...]:
-    return (one.candidate, "met" if one.met else "not met", *_cells(one.scores))
+    settled = ", settled" if one.settled else ""
+    return (one.candidate, f"{'met' if one.met else 'not met'}{settled}", *_cells(one.scores))
 
 
 def _choices(found: Found) -> list[Section]:

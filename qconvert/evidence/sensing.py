@@ -23,6 +23,7 @@ from qconvert.reports import (
     Trend,
     Value,
 )
+from qconvert.sensing.measures import CUSTOM_METRIC, METRICS
 
 if TYPE_CHECKING:
     from qconvert.sensing.types import Effect, Estimate, Scores, Sensitivity
@@ -117,7 +118,8 @@ def _ranking(result: Sensitivity) -> Section:
         for index, row in enumerate(result.rows[:SHOWN])
     )
     unit = "noise, % of the signal's power" if noise else (result.rows[0].harm.unit if result.rows else "")
-    title = f"{result.granularity}s by {result.metric}, worst first"
+    metric = METRICS.get(result.metric, CUSTOM_METRIC)
+    title = f"{result.granularity}s by {metric.title}, worst first"
     more = f" The worst {SHOWN} of {len(result.rows)}." if len(result.rows) > SHOWN else ""
     basis = f"Whiskers are 95 % intervals over up to {result.samples} samples.{more}"
     text = f"{EXPERIMENT[result.mode].capitalize()}."

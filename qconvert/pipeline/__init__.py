@@ -10,7 +10,7 @@ from qconvert.pipeline.calibrating import calibrate
 from qconvert.pipeline.comparing import compare
 from qconvert.pipeline.evaluating import evaluate
 from qconvert.pipeline.quantizing import Proof, Quantized, Way, quantize
-from qconvert.pipeline.searching import Wanted, search
+from qconvert.pipeline.searching import Searched, Wanted, search
 from qconvert.pipeline.sensing import PART_SUFFIX, Question, sensitivity
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Proof",
     "Quantized",
     "Question",
+    "Searched",
     "Wanted",
     "Way",
     "calibrate",

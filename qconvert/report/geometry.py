@@ -20,6 +20,9 @@ ROOM = 0.04
 """Free space beyond the outermost points, as a share of the axis."""
 
 
+BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+"""Units of file sizes."""
+
 LABEL = 6.0
 """Percent of the plot's width that a label takes on a phone."""
 
@@ -109,8 +112,8 @@ class Plot:
     dots: tuple[Dot, ...] = ()
 
 
-def axis(numbers: Sequence[float], *, zero: bool = False, room: float = ROOM) -> Axis:
-    """An axis that holds these numbers, and 0 if wanted, with even ticks."""
+def axis(numbers: Sequence[float], *, zero: bool = False, room: float = ROOM, unit: str = "") -> Axis:
+    """An axis that holds these numbers, and 0 if wanted, with even ticks; of bytes they carry their unit."""
     finite = [number for number in numbers if math.isfinite(number)] or [0.0]
     low, high = min(finite), max(finite)
     if zero:
@@ -122,9 +125,20 @@ def axis(numbers: Sequence[float], *, zero: bool = False, room: float = ROOM) ->
     step = _step((high - low) / TICKS)
     first = math.ceil(low / step - 1e-9)
     marks = [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
     made = Axis(low, high, ())
-    return Axis(low, high, tuple(Tick(made.at(mark), _short(mark, digits)) for mark in marks))
+    return Axis(low, high, tuple(Tick(made.at(mark), _tick(mark, step, unit)) for mark in marks))
+
+
+def _tick(mark: float, step: float, unit: str) -> str:
+    """A mark with as many decimals as its steps have."""
+
+    def digits(size: float) -> int:
+        return max(0, -math.floor(math.log10(step / size) + 1e-9))
+
+    if unit != "B":
+        return _short(mark, digits(1))
+    name, size = next(((name, size) for name, size in BYTES if abs(mark) >= size), ("B", 1.0))
+    return f"{mark / size:.{digits(size)}f} {name}"
 
 
 def _step(least: float) -> float:
@@ -212,17 +226,18 @@ def distribution(figure: Distribution) -> Plot:
 
 
 def front(figure: Front) -> Plot:
-    """Points between two aims; those on the front are joined in steps and numbered from the left."""
-    x, y = (axis([getattr(point, key) for point in figure.points]) for key in ("x", "y"))
+    """Points between two aims; those on the front are joined, and with the chosen one numbered from the left."""
+    x = axis([point.x for point in figure.points], unit=figure.x.unit)
+    y = axis([point.y for point in figure.points], unit=figure.y.unit)
     ordered = sorted(figure.points, key=lambda point: (point.x, point.y))
     number = 0
     dots = []
     for point in ordered:
-        number += point.on_front
+        number += point.on_front or point.chosen
         text = f"{words.amount(point.x, figure.x.unit, digits=figure.x.digits)}, " + words.amount(
             point.y, figure.y.unit, digits=figure.y.digits
         )
-        label = str(number) if point.on_front else ""
+        label = str(number) if point.on_front or point.chosen else ""
         place = x.at(point.x), round(100 - y.at(point.y), 3)
         dots.append(Dot(*place, f"{point.name}: {text}", point.name, text, label, point.on_front, point.chosen))
     joined = _path([(dot.x, dot.y) for dot in dots if dot.on_front])

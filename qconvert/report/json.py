@@ -17,7 +17,7 @@ from qconvert.numerics import QuantParams
 if TYPE_CHECKING:
     from qconvert.comparison import Evaluation, Side
     from qconvert.inspection import Inspection
-    from qconvert.pipeline import Proof, Quantized
+    from qconvert.pipeline import Proof, Quantized, Searched
     from qconvert.plan import Plan
 
 
@@ -76,6 +76,12 @@ def quantized(value: Quantized) -> dict[str, Any]:
         "interface": plain(value.interface),
         "plan": plan(value.plan),
     }
+
+
+def searched(value: Searched) -> dict[str, Any]:
+    """What a search found, and the model that it wrote."""
+    written = None if value.quantized is None else quantized(value.quantized)
+    return {**plain(value.found), "quantized": written}
 
 
 def proof(value: Proof) -> dict[str, Any]:

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from qconvert.errors import PolicyError, TargetError
 from qconvert.numerics import QUANT_TYPES
 from qconvert.policy import Match, Policy, Rule, Scheme
+from qconvert.searching.types import FLOAT
 from qconvert.sensing.suggest import exactly
 from qconvert.targets import get_target
-
-FLOAT = "float"
-"""The rung of operators that stay as they are."""
 
 DEFAULT_LADDER = ("W4A8", "W8A8", "W8A16", FLOAT)
 """Without 2 bits: no model that was tried kept its accuracy with more than a few such operators."""

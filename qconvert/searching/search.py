@@ -2,8 +2,10 @@
 
 Along the chain of assignments harm falls and cost grows, so the goal is found by bisection, about log2 of its length
 whole runs; of an SQNR again, with the step that made the difference taken first. Uniform policies are run too, as
-yardsticks. What is chosen must hold on samples that had no part in it; where it does not, the next safer ones are tried
-there, which is said.
+yardsticks. Samples that had no part in it judge what was chosen: where they refuse it, safer ones are tried there, in
+steps that double, which is said. The samples of the search may not refuse the safest one: of accuracy a hundred samples
+say little. (Simulated by draws from 300 labelled samples, MobileNetV2 with W4A8 and W8A8: bounds of 0.7 to 1.3 points
+are met in 80 % of searches, 63 % where they may; policies that miss the bound in truth come of 22 % and 25 %.)
 """
 
 from __future__ import annotations
@@ -16,16 +18,13 @@ from qconvert.listener import Listener
 from qconvert.searching.cost import Cost, cost
 from qconvert.searching.experiments import Reading, Readings, Shares
 from qconvert.searching.front import Chain, Option, chain
-from qconvert.searching.ladder import settle
+from qconvert.searching.ladder import Rung, settle
 from qconvert.searching.trials import Judge
 from qconvert.searching.types import Candidate, Choice, Goal, Verification
 from qconvert.sensing.suggest import Bound
 
 AGAIN = 3
 """Further bisections, each of about log2 of the chain's length whole runs."""
-
-TRIES = 8
-"""Candidates that the samples held back may refuse: each try makes them a little less of a proof."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Outcome:
 
     Attributes:
         chosen: The policy that meets the goal; where none does, the nearest.
-        met: Whether it does, on the samples of the search and on those held back.
+        met: Whether it does: of a loss by the samples held back and by all together.
         candidates: All that were run, smallest first.
         verified: What was tried on the samples held back; the chosen one is among it.
         choices: The rungs of the chosen assignment; empty where it is a uniform one.
@@ -118,7 +117,7 @@ def search(
     price = _price(judge, aim)
     options = {name: [one.option(price) for one in found] for name, found in readings.items()}
     run = _Search(judge, aim, shares, readings, chain(options), deadline, listener)
-    listener.start("whole policies", len(judge.ladder) + len(run.chain).bit_length())
+    listener.start("whole policies", len(judge.ladder) + run.most)
     try:
         run.yardsticks()
         run.bisect()
@@ -129,7 +128,7 @@ def search(
     unique = {one.name: one for one in run.seen.values()}
     ordered = sorted(unique.values(), key=lambda one: (one.size_bytes, one.harm))
     choices = tuple(run.choices(chosen)) if chosen.place is not None else ()
-    return Outcome(chosen, met, tuple(ordered), tuple(run.verified), choices, tuple(run.notes))
+    return Outcome(chosen, met, tuple(ordered), tuple(run.verified), choices, (*run.notes, *run.doubt(chosen)))
 
 
 def _price(judge: Judge, aim: Aim) -> Callable[[Cost], float]:
@@ -144,7 +143,8 @@ def _price(judge: Judge, aim: Aim) -> Callable[[Cost], float]:
 class _Search:
     """The state of a search.
 
-    ``seen`` has candidates by their place in the chain, others by name; ``taken`` what each subject takes in them.
+    ``seen`` has candidates by their place in the chain, others by name; ``taken`` what each subject takes in them, and
+    ``settled`` the rung that its operators are put on.
     """
 
     judge: Judge
@@ -156,8 +156,15 @@ class _Search:
     listener: Listener
     seen: dict[int | str, Candidate] = field(default_factory=dict)
     taken: dict[str, Mapping[str, Reading]] = field(default_factory=dict)
+    settled: dict[str, Mapping[str, Rung]] = field(default_factory=dict)
     verified: list[Verification] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def most(self) -> int:
+        """How many assignments bisection and verification run at the most."""
+        bisections = 2 + AGAIN * (self.aim.harm is not None and self.aim.metric == "sqnr")
+        return 1 + bisections * len(self.chain).bit_length()
 
     @property
     def over(self) -> bool:
@@ -184,7 +191,7 @@ class _Search:
         rungs = settle({name: taken[one.name].rungs for one in self.shares.subjects for name in one.operators})
         alike = next(iter(rungs.values())).name if len(set(rungs.values())) == 1 else ""
         found = self.seen.get(alike) or self.judge.mixed(name, place, rungs)
-        self.taken[found.name] = taken
+        self.taken[found.name], self.settled[found.name] = taken, rungs
         self.listener.advance(len(self.seen) + 1)
         return found
 
@@ -234,45 +241,64 @@ class _Search:
 
     def confirm(self) -> tuple[Candidate, bool]:
         """The best candidate that the samples held back confirm, and whether there is one; else the nearest."""
-        refused: dict[str, Candidate] = {}
+        tried: dict[str, Candidate] = {}
         for one in self._proposals():
+            tried[one.name] = one
             self.verified.append(self.judge.verify(one, self.aim.harm))
             if self.verified[-1].met:
-                if refused:
-                    names = ", ".join(refused)
-                    self.notes.append(f"the samples held back refused {len(refused)} before this one: {names}")
-                return one, True
-            refused[one.name] = one
-        if refused:
-            return refused[min(self.verified, key=lambda one: one.harm).candidate], False
-        nearest = min(self.seen.values(), key=self.aim.excess)
-        self.verified.append(self.judge.verify(nearest, self.aim.harm))
-        return nearest, False
+                break
+        if not tried:
+            nearest = min(self.seen.values(), key=self.aim.excess)
+            self.verified.append(self.judge.verify(nearest, self.aim.harm))
+            return nearest, False
+        best = min(self.verified, key=lambda one: (not one.met, max(one.harm.value, one.overall)))
+        refused = [name for name in tried if name != best.candidate]
+        if best.met and refused:
+            names = ", ".join(refused)
+            self.notes.append(f"the samples held back refused {len(refused)} before this one: {names}")
+        return tried[best.candidate], best.met
 
     def _proposals(self) -> Iterator[Candidate]:
-        """Those that meet the goal on the samples of the search, best first; each refused one brings up a safer one."""
-        refused: set[str] = set()
+        """The best one by the samples of the search; where harm is bounded, safer and safer ones behind it.
+
+        The safest ends them, whether or not the samples of the search are content with it.
+        """
+        last = len(self.chain) - 1
+        met = [one for one in self.seen.values() if self.aim.met(one)]
+        if self.aim.harm is None:
+            yield from sorted(met, key=self._worth)[:1]
+            return
+        best = min(met, key=self._worth) if met else self.at(last)
+        yield best
+        places = [place for place, one in self.seen.items() if isinstance(place, int) and one is best]
+        place = best.place if best.place is not None else min(places, default=last - 1)
         stride = 1
-        while len(refused) < TRIES:
-            met = [one for one in self.seen.values() if self.aim.met(one) and one.name not in refused]
-            if not met:
-                return
-            best = min(met, key=self._worth)
-            yield best
-            refused.add(best.name)
-            place = best.place if best.place is not None and self.aim.harm is not None else len(self.chain)
-            while (place := place + stride) < len(self.chain) and not self.over:
-                stride *= 2
-                if self.aim.met(self.at(place)):
-                    break
+        while place < last:
+            place, stride = last if self.over else min(place + stride, last), 2 * stride
+            if self.aim.met(self.at(place)) or place == last:
+                yield self.at(place)
 
     def _worth(self, one: Candidate) -> tuple[float, float]:
         """Less is better: what the goal leaves open."""
         return (one.size_bytes, one.bit_operations) if self.aim.harm is not None else (one.harm, one.size_bytes)
 
+    def doubt(self, chosen: Candidate) -> Iterator[str]:
+        """What the samples held back leave open of the chosen one."""
+        found = next(one for one in self.verified if one.candidate == chosen.name)
+        if self.aim.harm is None or found.settled:
+            return
+        harm, count = found.harm, self.judge.held.samples
+        low, high = (-harm.high, -harm.low) if self.aim.metric == "sqnr" else (harm.low, harm.high)
+        text = f"not settled at 95 %: {count} samples held back are too few ({low:.1f} to {high:.1f} {harm.unit})"
+        if found.needed is None:
+            yield f"{text}: as measured the loss is the bound itself"
+            return
+        total = found.needed * (count + self.judge.lab.samples) / count
+        yield f"{text}; about {float(f'{total:.2g}'):.0f} in all would settle it, were the loss as measured"
+
     def choices(self, chosen: Candidate) -> Iterator[Choice]:
         """The rungs of an assignment."""
-        taken = self.taken[chosen.name]
+        taken, settled = self.taken[chosen.name], self.settled[chosen.name]
         for one in self.shares.subjects:
-            found = taken[one.name]
-            yield Choice(one.name, one.op_type, found.name, found.sqnr_db, found.saved_bytes)
+            found, rung = taken[one.name], settled[one.operators[0]]
+            yield Choice(one.name, one.op_type, rung.name, found.sqnr_db, found.saved_bytes)

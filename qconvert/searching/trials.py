@@ -8,17 +8,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
+
+from qconvert.calibration import Calibration
 from qconvert.comparison import file_size, latencies
 from qconvert.errors import PlanError
 from qconvert.graph import write_model
 from qconvert.plan import Plan
 from qconvert.policy import Policy, dump, loads
+from qconvert.provenance import record
+from qconvert.rewrite.forms import Written
+from qconvert.searching.certainty import needed
 from qconvert.searching.cost import Work, cost
 from qconvert.searching.ladder import Rung, mixed, uniform
 from qconvert.searching.types import Candidate, Times, Verification
 from qconvert.sensing.engine import Lab, Tables, Variant, extend
+from qconvert.sensing.journal import Checkpoints
 from qconvert.sensing.measures import METRICS, Floats
-from qconvert.sensing.scoring import scores
+from qconvert.sensing.ranking import harms_of
+from qconvert.sensing.scoring import estimate, scores
 
 RUNS = 30
 """Timed runs of each model, in turn with the float one."""
@@ -29,6 +38,8 @@ class Judge:
     """What whole policies are run with.
 
     Attributes:
+        model: The float model's file.
+        calibrated: Its statistics.
         lab: Shared by all, with the samples of the search.
         held: The same with the samples held back.
         replan: The plan of a policy.
@@ -38,12 +49,14 @@ class Judge:
         works: What operators do.
         metric: Harm by it: a name of ``METRICS``.
         seed: Of resamples.
-        timed: The float model's file where latency counts, and threads of a run; else None.
-        kept: Told that there are more rows.
+        threads: Of a run, where latency counts; else None.
+        kept: Told that there are more rows; keeps them where somebody asked for that.
         tables: Rows of everything that was run.
         plans: Their plans; None where nothing is quantized.
     """
 
+    model: Path
+    calibrated: Calibration
     lab: Lab
     held: Lab
     replan: Callable[[Policy], Plan]
@@ -53,9 +66,9 @@ class Judge:
     works: Mapping[str, Work]
     metric: str
     seed: int
-    timed: tuple[Path, int] | None
-    kept: Callable[[], None] = lambda: None
-    tables: Tables = field(default_factory=dict)
+    threads: int | None
+    kept: Checkpoints
+    tables: Tables
     plans: dict[str, Plan | None] = field(default_factory=dict)
 
     def float_rows(self) -> Floats:
@@ -78,20 +91,26 @@ class Judge:
         rows = self._rows(text, self.lab, "search")
         size, times = self._written(text)
         found = scores(rows, self.lab.outputs, seed=self.seed)
-        work = cost(self._plan(text), self.works, self.works).bit_operations
+        work = cost(self.plan(text), self.works, self.works).bit_operations
         return Candidate(name, place, rungs, text, size, work, found, self._harm(rows), times)
 
     def verify(self, one: Candidate, limit: float | None) -> Verification:
-        """Runs a candidate on the samples held back; without a limit of harm they cannot fail."""
+        """Runs a candidate on the samples held back; without a limit of harm they cannot fail.
+
+        What all samples together refute is not met either: those of the search may have been the unlucky ones.
+        """
         rows = self._rows(one.policy, self.held, "held back")
-        harm = self._harm(rows)
-        found = scores(rows, self.held.outputs, seed=self.seed)
-        return Verification(one.name, found, harm, limit is None or harm <= limit)
+        metric = METRICS[self.metric]
+        harm = estimate(harms_of(metric, self.seed, None)(rows), metric.unit, len(rows))
+        overall = self._harm(np.concatenate([self._rows(one.policy, self.lab, "search"), rows]))
+        met = limit is None or max(harm.value, overall) <= limit
+        enough = None if limit is None else needed(harm, limit)
+        return Verification(one.name, scores(rows, self.held.outputs, seed=self.seed), harm, overall, met, enough)
 
     def _harm(self, rows: Floats) -> float:
         return float(METRICS[self.metric].harm(rows.sum(0)))
 
-    def _plan(self, text: str) -> Plan | None:
+    def plan(self, text: str) -> Plan | None:
         """Of the policy as it is written, read again; None where it leaves nothing to quantize."""
         if text not in self.plans:
             try:
@@ -102,7 +121,7 @@ class Judge:
 
     def _rows(self, text: str, lab: Lab, part: str) -> Floats:
         name = f"{part} {hashlib.sha256(text.encode()).hexdigest()}"
-        extend(lab, lab.base(None), [Variant(name, self._plan(text))], self.tables, lab.samples)
+        extend(lab, lab.base(None), [Variant(name, self.plan(text))], self.tables, lab.samples)
         self.kept()
         return self.tables[name]
 
@@ -110,10 +129,16 @@ class Judge:
         """Bytes of the file, and the time of a run beside the float model's, where that counts."""
         with tempfile.TemporaryDirectory(prefix="qconvert.") as folder:
             path = Path(folder) / "model.onnx"
-            write_model(self.lab.written(self._plan(text)), path)
-            if self.timed is None:
+            write_model(self._recorded(self.plan(text)), path)
+            if self.threads is None:
                 return file_size(path), None
-            model, threads = self.timed
-            feeds = self.lab.load(0).feeds
-            before, after = latencies(((model, feeds), (path, feeds)), provider="cpu", threads=threads, runs=RUNS)
+            pair = tuple((model, self.lab.load(0).feeds) for model in (self.model, path))
+            before, after = latencies(pair, provider="cpu", threads=self.threads, runs=RUNS)
             return file_size(path), Times(before, after)
+
+    def _recorded(self, plan: Plan | None) -> ir.Model:
+        """The model of a plan as ``quantize`` writes it, whose size is bounded."""
+        written = Written(self.lab.written(plan))
+        if plan is not None:
+            record(written, self.model, self.calibrated, plan, mode="static", form="qdq")
+        return written.model

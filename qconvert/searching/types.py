@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qconvert.comparison import Latency
     from qconvert.samples.types import Json
-    from qconvert.sensing.types import Scores
+    from qconvert.sensing.types import Estimate, Scores
+
+FLOAT = "float"
+"""The rung of operators that stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ class Candidate:
     harm: float
     times: Times | None
 
+    @property
+    def stays_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return all(name == FLOAT for name, _ in self.rungs)
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -85,13 +93,23 @@ class Verification:
         candidate: Its name.
         scores: On them.
         harm: By the metric of the goal.
-        met: Whether they say that it meets the goal.
+        overall: The same over all samples, those of the search among them.
+        met: Whether both say that it meets the goal.
+        needed: About how many samples held back would tell so with 95 % confidence; None where harm is not bounded, or
+            is the bound itself.
     """
 
     candidate: str
     scores: Scores
-    harm: float
+    harm: Estimate
+    overall: float
     met: bool
+    needed: int | None
+
+    @property
+    def settled(self) -> bool:
+        """Whether as many as there are do."""
+        return self.needed is not None and self.needed <= self.harm.samples
 
 
 @dataclass(frozen=True)
@@ -122,7 +140,7 @@ class Found:
         goal: What had to be met.
         bound: The same in words: ``top-1 drop <= 0.5 points``.
         metric: What ``harm`` is measured by: a name of ``sensing.measures.METRICS``.
-        met: Whether the chosen one meets it: by the search's samples and by those held back.
+        met: Whether the chosen one meets it: of a loss by the samples held back and by all together.
         chosen: The chosen candidate, or the nearest one.
         candidates: All that were run, smallest first.
         verified: What was tried on the samples held back, in order; the chosen candidate is among it.
@@ -161,7 +179,7 @@ class Found:
     samples: int
     held_back: int
     seed: int
-    seconds: float
+    seconds: float = 0.0
     notes: tuple[str, ...] = ()
     data: Mapping[str, Json] = field(default_factory=dict)
 

@@ -166,7 +166,7 @@ def _union(name: str, members: Sequence[Subject]) -> Subject | None:
 def _is_inner(end: str, share: frozenset[Place], inner: set[str]) -> bool:
     """Whether only the subject's own operators read a value."""
     readers = {site.operator for _, tensor, site in share if tensor == end}
-    return bool(readers) and readers <= inner and readers <= {operator for operator in inner if operator}
+    return bool(readers) and readers <= inner - {""}
 
 
 def _tensors(model: ir.Model, plan: Plan, ops: Mapping[str, tuple[int, Operator]]) -> Iterable[Subject]:

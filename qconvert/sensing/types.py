@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from qconvert.samples.types import Json
 
@@ -14,9 +14,6 @@ operator by itself on float inputs, beside the error that has accumulated up to 
 
 Granularity = Literal["operator", "block", "op-type", "tensor"]
 """What is a subject."""
-
-MODES: tuple[Mode, ...] = get_args(Mode)
-GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 
 @dataclass(frozen=True)
