@@ -3,7 +3,7 @@
 A method knows rows and moments only. What it chooses is taken where its error is less than that of nearest rounding,
 and the float weight gives way to the reals that its levels stand for. Where a layer has a bias, or may have one for
 nothing, weights need not get the means of its outputs right: that is corrected there before the next layer sees them.
-Measured with 4-bit weights of ResNet-20 and GPTQ: 22.5 dB, where means are left to the weights 21.4 dB.
+Measured with 4-bit weights of ResNet-20 and GPTQ: 22.5 dB instead of 21.4 dB.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from qconvert.float8 import Float8
 from qconvert.graph import attributes
 from qconvert.numerics import QuantParams
+from qconvert.plan.operands import fused_clamp
 from qconvert.recover.bias import bias_place, correct
 from qconvert.recover.descent import descend
 from qconvert.recover.edits import in_bodies
@@ -75,7 +76,8 @@ class Rounding(Step):
     def _round(self, layer: Layer, walk: Walk, context: Context) -> None:
         rows, biased = rows_of(layer), bias_place(layer.op)[0] is not None
         weight = rows.split(layer.weight).astype(np.float64)
-        seen = moments(rows, layer.inputs(), weight, damping=context.damping, centred=biased)
+        pairs = layer.inputs() if makes_good(layer) else ((z, z) for _, z in layer.inputs())
+        seen = moments(rows, pairs, weight, damping=context.damping, centred=biased)
         plain = rows.lattice(layer.params).nearest(weight), layer.params
         levels, params = better(weight, rows, seen, plain, self.choose(weight, rows, layer.params, seen))
         if params is not layer.params:
@@ -120,6 +122,15 @@ class Levels(Rounding):
         lattice = rows.lattice(params)
         found = self.levels(weight, lattice, seen)
         return descend(found, seen.target(weight), lattice, seen.damped, sweeps=SWEEPS), params
+
+
+def makes_good(layer: Layer) -> bool:
+    """Whether the weight shall also undo what earlier layers did to its inputs, as ``Moments.target`` does.
+
+    Not that of convolutions: behind them clamps hide most of what would be undone, and sums of blocks undo it better.
+    Measured on MobileNetV2, 8 bits per tensor, 96 samples, on others: 6.7 dB with it, 16.2 dB without GPTQ at all.
+    """
+    return layer.op.op_type in {"Gemm", "MatMul"} and fused_clamp(layer.op.node.outputs[0]) is None
 
 
 def rows_of(layer: Layer) -> Rows:
