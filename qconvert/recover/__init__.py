@@ -30,7 +30,7 @@ METHODS: Mapping[str, type[Method]] = {
 
 
 def make_methods(names: Sequence[str]) -> list[Method]:
-    """The methods of these names with their defaults; all of them for ``auto``, and no one for ``none``.
+    """The methods of these names with their defaults; all usual ones for ``auto``, and no one for ``none``.
 
     Raises:
         PolicyError: If there is none of a name, ``auto`` or ``none`` is not alone, or two decide the same.
@@ -68,8 +68,9 @@ def asked_methods(policy: Policy) -> list[Method]:
 
 
 def _made(names: Sequence[str]) -> list[Method]:
-    chosen = METHODS if AUTO in names else [name for name in dict.fromkeys(names) if name != NONE]
-    return [METHODS[name]() for name in chosen]
+    if AUTO in names:
+        return [method for method in (kind() for kind in METHODS.values()) if method.usual]
+    return [METHODS[name]() for name in dict.fromkeys(names) if name != NONE]
 
 
 __all__ = [

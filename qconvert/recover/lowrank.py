@@ -37,6 +37,7 @@ class LowRank(Step):
     title: ClassVar[str] = "low-rank compensation: the greatest parts of rounding errors in two thin float MatMuls"
     place: ClassVar[int] = 2  # others find the layer as it was
     slow: ClassVar[bool] = False
+    usual: ClassVar[bool] = False  # it adds float operators and bytes
 
     share: float = 0.25
 

@@ -126,11 +126,11 @@ def recover_best(model: ir.Model, methods: Sequence[Method], plan_of: PlanOf, co
     judge = Judge(model, [context.probes[index] for index in kept_back])
     chosen: tuple[Method, ...] = ()
     best = judge.sqnr_db(*runs.result(chosen))
-    tried = []
+    tried: list[Tried] = []
     for method in sorted(methods, key=_cost):
         start, score, why = time.monotonic(), None, ""
-        others = (one for one in chosen if not method.decides or one.decides != method.decides)
-        trial = _ordered((*others, method))
+        rivals = [one for one in chosen if method.decides and one.decides == method.decides]
+        trial = _ordered((*(one for one in chosen if one not in rivals), method))
         try:
             if context.seconds_left <= 0:
                 why = "no time left"
@@ -145,7 +145,13 @@ def recover_best(model: ir.Model, methods: Sequence[Method], plan_of: PlanOf, co
         context.listener.note(f"recover: {tried[-1]}")
         if score is not None and better:
             chosen, best = trial, score
+            replaced = {rival.name for rival in rivals}
+            tried = [_given_way(one, method) if one.method in replaced else one for one in tried]
     return Recovered(runs.work(chosen), runs.floats(chosen).stats, tuple(tried), len(kept_back), kept_back=True)
+
+
+def _given_way(one: Tried, method: Method) -> Tried:
+    return replace(one, kept=False, why=f"gave way to {method.name}")
 
 
 def split(count: int) -> tuple[list[int], list[int]]:

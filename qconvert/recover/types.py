@@ -112,6 +112,7 @@ class Method(ABC):
         title: One line for people.
         place: Its turn among methods of its kind, the least first.
         slow: Whether it takes minutes where others take seconds.
+        usual: Whether ``auto`` tries it.
         decides: What methods decide each in their own way, so that a model gets one of them; "" where others add to it.
     """
 
@@ -119,6 +120,7 @@ class Method(ABC):
     title: ClassVar[str]
     place: ClassVar[int] = 0
     slow: ClassVar[bool] = True
+    usual: ClassVar[bool] = True
     decides: ClassVar[str] = ""
 
 
