@@ -20,7 +20,7 @@ from qconvert.choose.task import Task
 from qconvert.errors import CalibrationError
 from qconvert.histogram import TensorStats
 from qconvert.listener import SILENT, Listener
-from qconvert.plan import Given, GivenGrid, make_planner
+from qconvert.plan import Given, GivenGrid, Plan, make_plan, make_planner
 from qconvert.policy import Policy
 from qconvert.session import Feeds
 
@@ -43,6 +43,24 @@ class Chosen:
 
     ranges: Mapping[str, Given]
     weights: Mapping[str, GivenGrid] = field(default_factory=dict)
+
+
+def make_chosen_plan(
+    model: ir.Model,
+    policy: Policy,
+    stats: Mapping[str, TensorStats],
+    probes: Sequence[Feeds],
+    *,
+    given: Mapping[str, Given] | None = None,
+    listener: Listener = SILENT,
+) -> Plan:
+    """``make_plan`` with what ``choose`` finds; see there.
+
+    Raises:
+        QConvertError: See both.
+    """
+    chosen = choose(model, policy, stats, probes, given=given, listener=listener)
+    return make_plan(model, policy, stats, given=chosen.ranges, weights=chosen.weights)
 
 
 def choose(

@@ -10,14 +10,14 @@ import onnx_ir as ir
 
 from qconvert import calibration
 from qconvert.calibration import Calibration
-from qconvert.choose import choose
+from qconvert.choose import make_chosen_plan
 from qconvert.errors import CorruptSampleError, DataError
 from qconvert.graph import FLOATS, load_model, operators, weight_bytes
 from qconvert.listener import SILENT, Listener
 from qconvert.memory import resident, value_bytes
 from qconvert.pipeline.calibrating import calibrate
 from qconvert.pipeline.data import PROOF, are_images, open_data, say_skipped
-from qconvert.plan import Plan, make_plan
+from qconvert.plan import Plan
 from qconvert.policy import Policy
 from qconvert.prepare import prepare
 from qconvert.preprocess import Preprocess
@@ -52,9 +52,8 @@ class Material:
         Raises:
             QConvertError: If the policy does not fit.
         """
-        stats = self.calibrated.stats
-        chosen = choose(self.graph, policy, stats, self.calibrated.probes, listener=listener)
-        return make_plan(self.graph, policy, stats, given=chosen.ranges, weights=chosen.weights)
+        known = self.calibrated
+        return make_chosen_plan(self.graph, policy, known.stats, known.probes, listener=listener)
 
 
 def gather(

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qconvert import calibration
 from qconvert.calibration import Calibration
-from qconvert.choose import choose
+from qconvert.choose import make_chosen_plan
 from qconvert.comparison import compare_outputs, file_size
 from qconvert.errors import CalibrationError, PlanError
 from qconvert.exchange.given import GivenRanges, given_ranges, unmatched_notes
@@ -22,7 +22,7 @@ from qconvert.kernel_census import Kernel, census
 from qconvert.listener import SILENT, Listener
 from qconvert.pipeline.data import PROOF
 from qconvert.pipeline.recovering import recover
-from qconvert.plan import Plan, make_plan
+from qconvert.plan import Plan
 from qconvert.plan.dynamic import make_dynamic_plan
 from qconvert.plan.outputs import quantize_outputs
 from qconvert.plan.types import ActivationScheme
@@ -205,8 +205,7 @@ def _planner(
     known = given.ranges if given else None
 
     def plan_of(graph: ir.Model, stats: Mapping[str, TensorStats]) -> Plan:
-        chosen = choose(graph, policy, stats, calibrated.probes, given=known, listener=listener)
-        plan = make_plan(graph, policy, stats, given=chosen.ranges, weights=chosen.weights)
+        plan = make_chosen_plan(graph, policy, stats, calibrated.probes, given=known, listener=listener)
         return quantize_outputs(graph, plan, stats) if form.gives_levels else plan
 
     return plan_of

@@ -18,8 +18,7 @@ from qconvert.recover import (
     asked_methods,
     asked_names,
     asked_only,
-    recover_all,
-    recover_best,
+    win_back,
 )
 from qconvert.recover.trials import PlanOf
 from qconvert.targets import get_target
@@ -49,7 +48,6 @@ def recover(
         PolicyError: If there is no method of a name.
         QConvertError: If a method that was asked for by name cannot be carried out.
     """
-    names = asked_names(policy)
     methods = asked_methods(policy)
     if not calibrated.probes:
         raise CalibrationError("recover: the calibration kept no samples", hint="calibrate again")
@@ -64,8 +62,4 @@ def recover(
         deadline=deadline,
         listener=listener,
     )
-    run = recover_best if AUTO in names else recover_all
-    found = run(graph, methods, plan_of, context)
-    judged = "that no method saw" if found.kept_back else "that the methods saw, too"
-    listener.note(f"recover: dB of the output on {found.samples} samples {judged}")
-    return found
+    return win_back(graph, methods, plan_of, context, proved=AUTO in asked_names(policy))

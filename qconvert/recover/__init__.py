@@ -19,7 +19,7 @@ from qconvert.recover.gptq import Gptq
 from qconvert.recover.hqq import Hqq
 from qconvert.recover.lowrank import LowRank
 from qconvert.recover.smooth import Smoothing
-from qconvert.recover.trials import Recovered, Tried, recover_all, recover_best
+from qconvert.recover.trials import Recovered, Tried, recover_all, recover_best, win_back
 from qconvert.recover.types import Context, Method, Rewrite, Rewritten, Step, Work
 
 METHODS: Mapping[str, type[Method]] = {
@@ -91,4 +91,5 @@ __all__ = [
     "make_methods",
     "recover_all",
     "recover_best",
+    "win_back",
 ]

@@ -31,9 +31,8 @@ from qconvert.graph import Operator, attributes, constant, operand
 from qconvert.numerics import INT32, QuantParams, bias_params
 from qconvert.plan import Plan, Site
 from qconvert.plan.operands import clamp_bounds, fused_clamp
-from qconvert.recover.edits import in_bodies
-from qconvert.recover.types import Context, Step, Work, said
-from qconvert.recover.walk import Layer, Walk, channel_axis
+from qconvert.recover.types import Context, Step, Work
+from qconvert.recover.walk import Layer, Walk, change_layers, channel_axis
 from qconvert.rules import OP_RULES
 from qconvert.targets import get_target
 
@@ -69,21 +68,11 @@ class BiasCorrection(Step):
 
     def apply(self, work: Work, context: Context) -> Work:
         """See ``Step``."""
-        walk, left_out = Walk(work, context), {}
-        context.listener.start("correcting biases", len(walk))
-        try:
-            for done, layer in enumerate(walk, 1):
-                reason = context.refusal(self.name, layer.op.name)
-                if not reason:
-                    reason = correct(layer, walk, len(context.probes), steps=self.steps, positions=self.positions)
-                if reason:
-                    left_out[layer.op.name] = reason
-                context.listener.advance(done)
-            walk.note(said(self.name, len(walk) - len(left_out), {**left_out, **in_bodies(work.graph)}))
-            return walk.work
-        finally:
-            walk.close()
-            context.listener.finish()
+
+        def change(layer: Layer, walk: Walk) -> str:
+            return correct(layer, walk, len(context.probes), steps=self.steps, positions=self.positions)
+
+        return change_layers(work, context, self.name, "correcting biases", change)
 
 
 def correct(layer: Layer, walk: Walk, samples: int, *, steps: int = STEPS, positions: int = POSITIONS) -> str:

@@ -17,12 +17,12 @@ from typing import ClassVar
 import numpy as np
 
 from qconvert.graph import attributes
-from qconvert.recover.edits import as_read, in_bodies
+from qconvert.recover.edits import as_read
 from qconvert.recover.moments import Moments, moments
 from qconvert.recover.rounding import rows_of, unfit
 from qconvert.recover.rows import Floats
-from qconvert.recover.types import Context, Step, Work, said
-from qconvert.recover.walk import Layer, Walk
+from qconvert.recover.types import Context, Step, Work
+from qconvert.recover.walk import Layer, Walk, change_layers
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,13 @@ class LowRank(Step):
 
     def apply(self, work: Work, context: Context) -> Work:
         """See ``Step``."""
-        walk, left_out = Walk(work, context), dict[str, str]()
-        context.listener.start("adding low-rank parts of rounding errors", len(walk))
-        try:
-            for done, layer in enumerate(walk, 1):
-                reason = context.refusal(self.name, layer.op.name) or _unfit(layer)
-                if reason:
-                    left_out[layer.op.name] = reason
-                else:
-                    self._add(layer, walk, context.damping)
-                context.listener.advance(done)
-            walk.note(said(self.name, len(walk) - len(left_out), {**left_out, **in_bodies(work.graph)}))
-            return walk.work
-        finally:
-            walk.close()
-            context.listener.finish()
 
-    def _add(self, layer: Layer, walk: Walk, damping: float) -> None:
+        def change(layer: Layer, walk: Walk) -> str:
+            return _unfit(layer) or self._add(layer, walk, context.damping)
+
+        return change_layers(work, context, self.name, "adding low-rank parts of rounding errors", change)
+
+    def _add(self, layer: Layer, walk: Walk, damping: float) -> str:
         rows = rows_of(layer)
         weight = rows.split(layer.weight).astype(np.float64)
         seen = moments(rows, layer.inputs(), weight, damping=damping)
@@ -67,6 +57,7 @@ class LowRank(Step):
         first, second = factors(seen.target(weight)[0] - current[0], seen, self.rank(layer))
         factor = float(attributes(layer.op.node).get("alpha", 1.0))
         walk.add_branch(layer, first.T.astype(np.float32), (factor * second.T).astype(np.float32))
+        return ""
 
     def rank(self, layer: Layer) -> int:
         """How many parts a layer gets."""

@@ -20,12 +20,11 @@ from qconvert.numerics import QuantParams
 from qconvert.plan.operands import fused_clamp
 from qconvert.recover.bias import bias_place, correct
 from qconvert.recover.descent import descend
-from qconvert.recover.edits import in_bodies
 from qconvert.recover.grids import entries_with, shares, with_scales
 from qconvert.recover.moments import Moments, loss, moments
 from qconvert.recover.rows import Floats, Lattice, Rows
-from qconvert.recover.types import Context, Step, Work, said
-from qconvert.recover.walk import Layer, Walk
+from qconvert.recover.types import Context, Step, Work
+from qconvert.recover.walk import Layer, Walk, change_layers
 from qconvert.targets import HEAVY
 
 Chosen = tuple[Floats, QuantParams]
@@ -57,23 +56,13 @@ class Rounding(Step):
 
     def apply(self, work: Work, context: Context) -> Work:
         """See ``Step``."""
-        walk, left_out = Walk(work, context), dict[str, str]()
-        context.listener.start(f"rounding weights ({self.name})", len(walk))
-        try:
-            for done, layer in enumerate(walk, 1):
-                reason = context.refusal(self.name, layer.op.name) or unfit(layer)
-                if reason:
-                    left_out[layer.op.name] = reason
-                else:
-                    self._round(layer, walk, context)
-                context.listener.advance(done)
-            walk.note(said(self.name, len(walk) - len(left_out), {**left_out, **in_bodies(work.graph)}))
-            return walk.work
-        finally:
-            walk.close()
-            context.listener.finish()
 
-    def _round(self, layer: Layer, walk: Walk, context: Context) -> None:
+        def change(layer: Layer, walk: Walk) -> str:
+            return unfit(layer) or self._round(layer, walk, context)
+
+        return change_layers(work, context, self.name, f"rounding weights ({self.name})", change)
+
+    def _round(self, layer: Layer, walk: Walk, context: Context) -> str:
         rows, biased = rows_of(layer), bias_place(layer.op)[0] is not None
         weight = rows.split(layer.weight).astype(np.float64)
         pairs = layer.inputs() if makes_good(layer) else ((z, z) for _, z in layer.inputs())
@@ -87,6 +76,7 @@ class Rounding(Step):
         layer.set_weight(rows.rounded(levels, layer.params))
         if biased:
             correct(layer, walk, len(context.probes))
+        return ""
 
 
 def better(weight: Floats, rows: Rows, seen: Moments, plain: Chosen, found: Chosen) -> Chosen:

@@ -77,6 +77,22 @@ class Recovered:
     kept_back: bool
 
 
+def win_back(
+    model: ir.Model,
+    methods: Sequence[Method],
+    plan_of: PlanOf,
+    context: Context,
+    *,
+    proved: bool,
+    kind: str = "samples",
+) -> Recovered:
+    """``recover_best`` where methods must prove themselves, else ``recover_all``; says what SQNRs were measured on."""
+    found = (recover_best if proved else recover_all)(model, methods, plan_of, context)
+    judged = "that no method saw" if found.kept_back else "that the methods saw, too"
+    context.listener.note(f"recover: dB of the output on {found.samples} {kind} {judged}")
+    return found
+
+
 def recover_all(model: ir.Model, methods: Sequence[Method], plan_of: PlanOf, context: Context) -> Recovered:
     """Applies methods, whatever they give.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,9 +12,9 @@ import onnx_ir as ir
 from qconvert.graph import Operator, constant, operand, operators
 from qconvert.numerics import QuantParams
 from qconvert.plan import Entry, Site
-from qconvert.recover.edits import add_operand, as_read, insert_branch, nodes_of, set_constant, simulated
+from qconvert.recover.edits import add_operand, as_read, in_bodies, insert_branch, nodes_of, set_constant, simulated
 from qconvert.recover.stream import Stream
-from qconvert.recover.types import Context, Work
+from qconvert.recover.types import Context, Work, said
 
 Reals = npt.NDArray[np.float32]
 
@@ -199,6 +199,31 @@ def _value(nodes: Mapping[str, ir.Node], layer: str, operator: str) -> ir.Value:
         message = f"operator '{node.name}' has no input"
         raise ValueError(message)
     return value
+
+
+def change_layers(work: Work, context: Context, method: str, title: str, change: Callable[[Layer, Walk], str]) -> Work:
+    """Takes a method to every layer that gets it; says how many it changed, and which it left out for which reason.
+
+    Args:
+        work: The model and its plan; left as it is.
+        context: Samples and limits.
+        method: Its name.
+        title: What it does, for the progress.
+        change: Changes a layer; why it does not, as the end of a sentence, or "".
+    """
+    walk, left_out = Walk(work, context), dict[str, str]()
+    context.listener.start(title, len(walk))
+    try:
+        for done, layer in enumerate(walk, 1):
+            reason = context.refusal(method, layer.op.name) or change(layer, walk)
+            if reason:
+                left_out[layer.op.name] = reason
+            context.listener.advance(done)
+        walk.note(said(method, len(walk) - len(left_out), {**left_out, **in_bodies(work.graph)}))
+        return walk.work
+    finally:
+        walk.close()
+        context.listener.finish()
 
 
 def channel_axis(op_type: str, rank: int) -> int:

@@ -22,8 +22,7 @@ from qconvert.recover import (
     asked_names,
     asked_only,
     make_methods,
-    recover_all,
-    recover_best,
+    win_back,
 )
 from qconvert.recover.gptq import Gptq
 from qconvert.recover.moments import DAMPING, DOUBTFUL
@@ -92,11 +91,8 @@ def recover_weights(
         listener=listener,
     )
     methods = asked_methods(policy) or make_methods(names)
-    found = (recover_best if AUTO in names else recover_all)(model, methods, plan_of, context)
     kind = "random inputs" if random else "samples"
-    judged = "that no method saw" if found.kept_back else "that the methods saw, too"
-    listener.note(f"recover: dB of the output on {found.samples} {kind} {judged}")
-    return found
+    return win_back(model, methods, plan_of, context, proved=AUTO in names, kind=kind)
 
 
 def _usual(plan: Plan) -> QuantParams:
