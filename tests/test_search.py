@@ -278,10 +278,15 @@ def test_the_model_that_is_written_is_the_one_that_was_run(calibrated: Calibrati
     assert evaluated.fidelity[0].sqnr_db == pytest.approx(pooled, abs=1e-6)
 
 
-def test_what_recover_would_change_is_not_written(calibrated: Calibration, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "policy",
+    [Policy(recover=("bias",)), Policy(rules=(Rule(match=Match(op_types=("Conv",)), recover=("bias",)),))],
+    ids=["policy", "rule"],
+)
+def test_what_recover_would_change_is_not_written(policy: Policy, calibrated: Calibration, tmp_path: Path) -> None:
     result = qconvert.search(
         MODEL, DIGITS / "evaluation", wanted=Wanted(Goal(min_sqnr=20.0), ("W8A8",)), output=tmp_path / "m.onnx",
-        calibrated=calibrated, policy=Policy(recover=("bias",)), preprocess=CENTERED, limit=20,
+        calibrated=calibrated, policy=policy, preprocess=CENTERED, limit=20,
     )  # fmt: skip
     assert result.found.met
     assert result.quantized is None

@@ -24,6 +24,7 @@ from qconvert.plan.settings import settings_table
 from qconvert.policy import Policy, dump, loads
 from qconvert.prepare import raise_opset
 from qconvert.preprocess import Preprocess
+from qconvert.recover import asked_names
 from qconvert.rewrite.qdq import needed_opset
 from qconvert.searching import experiments
 from qconvert.searching.cost import cost, works
@@ -127,7 +128,7 @@ def search(
     if output is not None:
         check_writable(output, force=force, keep=model)
     rungs = _ladder(wanted.rungs, policy, listener)
-    if policy.recover:
+    if asked_names(policy):
         listener.note("recover: candidates are run without it; quantize applies it to the policy that is found")
     material = gather(
         model, data, policy=policy, calibrated=calibrated, labels=labels, preprocess=preprocess, limit=limit, seed=seed,
@@ -161,7 +162,7 @@ def search(
     found = replace(found, data=material.samples.description, seconds=time.monotonic() - began)
     if known is not None:
         known.drop()
-    if output is None or not found.met or policy.recover or judge.plan(found.chosen.policy) is None:
+    if output is None or not found.met or asked_names(policy) or judge.plan(found.chosen.policy) is None:
         return Searched(found, None)
     written = quantize(
         model, material.calibrated, output=output, policy=loads(found.chosen.policy), force=force, listener=listener
