@@ -676,6 +676,7 @@ def test_of_methods_that_decide_the_same_the_better_one_is_kept(monkeypatch: pyt
     assert [(one.method, one.kept, one.why) for one in found.tried] == [
         ("spoil more", False, "gave way to correct"),
         ("correct", True, ""),
+        ("once more with all samples", True, ""),
     ]
     alone = recover_best(graph, [Correct()], plan_of, context)
     a, b = (held(nodes_of(one.work.graph)["y"], 2) for one in (found, alone))
@@ -704,6 +705,37 @@ def test_methods_have_one_order_whatever_is_asked() -> None:
     assert [tried.method for tried in one.tried] == [tried.method for tried in other.tried] == ["equalize", "bias"]
     a, b = (held(nodes_of(found.work.graph)["h"], 2) for found in (one, other))
     assert np.array_equal(a, b)
+
+
+def test_what_is_kept_is_applied_with_all_samples_in_the_end() -> None:
+    graph = residual()
+    context = Context(PROBES, everything(graph, PROBES))
+    best = recover_best(graph, [BiasCorrection()], plan_of, context)
+    everywhere = recover_all(graph, [BiasCorrection()], plan_of, context)
+    assert best.tried[-1].kept
+    a, b = (held(nodes_of(one.work.graph)["y"], 2) for one in (best, everywhere))
+    assert np.array_equal(a, b)
+
+
+@dataclass(frozen=True)
+class Fitful(BiasCorrection):
+    """Corrects biases from a few samples only."""
+
+    name: ClassVar[str] = "fitful"
+
+    def apply(self, work: Work, context: Context) -> Work:
+        if len(context.probes) == len(PROBES):
+            raise PlanError("too many samples")
+        return super().apply(work, context)
+
+
+def test_what_all_samples_make_worse_stays_as_it_was() -> None:
+    graph = residual()
+    context = Context(PROBES, everything(graph, PROBES))
+    found = recover_best(graph, [Fitful()], plan_of, context)
+    assert [(one.kept, one.why) for one in found.tried] == [(True, ""), (False, "too many samples")]
+    plain = Judge(graph, PROBES[3::4]).sqnr_db(graph, plan_of(graph, context.stats))
+    assert Judge(graph, PROBES[3::4]).sqnr_db(found.work.graph, found.work.plan) > plain
 
 
 def test_nothing_begins_after_the_deadline() -> None:
@@ -779,7 +811,9 @@ def test_auto_is_never_worse_than_nothing(
     auto, notes = digits(name, tmp_path, ("auto",), limit=16, **options)
     assert auto > plain - 0.1
     said = [note for note in notes if note.startswith("recover: ")]
-    assert len(said) == len(make_methods(["auto"])) + 1
+    again = sum(note.startswith("recover: once more with all samples: in ") for note in said)
+    assert again == any(note.endswith(", kept") for note in said)
+    assert len(said) == len(make_methods(["auto"])) + again + 1
     assert all("kept" in note for note in said[:-1])
     assert "samples that no method saw" in said[-1]
 
