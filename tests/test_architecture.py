@@ -47,6 +47,7 @@ ROOMS = (
     "rewrite",
     "support",
     "session",
+    "torch_graph",
     "fetch",
     "expose",
     "memory",
@@ -90,6 +91,7 @@ FOREIGN = {
     "pydantic": {"policy", "preprocess", "report", "cli"},
     "pydantic_core": {"policy"},
     "plotly": {"report"},
+    "torch": {"torch_graph", "recover"},
     "jinja2": {"report"},
 }
 """Who may import what; ``onnx`` where protobufs are read or converted, everything else goes through ``onnx_ir``."""

@@ -38,7 +38,7 @@ from qconvert.recover import (
 )
 from qconvert.recover.adaquant import AdaQuant
 from qconvert.recover.adaround import AdaRound
-from qconvert.recover.bias import BiasCorrection, correction
+from qconvert.recover.bias import BiasCorrection, correction, places
 from qconvert.recover.chains import find_chains
 from qconvert.recover.clip import Clipping
 from qconvert.recover.edits import nodes_of, set_constant, simulated
@@ -270,9 +270,30 @@ def test_uncertain_means_are_shrunk() -> None:
     ]
     found = correction(samples, (-np.inf, np.inf), steps=4)
     assert found[0] == pytest.approx(0.2, rel=1e-4)
-    mean, variance = unsure.mean(), unsure.var(ddof=1) / 10
-    assert found[1] == pytest.approx(mean * (1 - variance / mean**2), rel=1e-4)
-    assert abs(found[1]) < 0.8 * abs(mean)
+    weight = 1 / np.abs(unsure - unsure.mean())
+    weight = np.minimum(weight, 10 / np.abs(unsure - unsure.mean()).mean())
+    weight /= weight.sum()
+    mean = weight @ unsure
+    variance = weight**2 @ (unsure - mean) ** 2 / (1 - weight @ weight)
+    assert found[1] == pytest.approx(mean * (1 - variance / mean**2), rel=1e-3)
+    assert abs(found[1]) < 0.99 * abs(mean)
+
+
+def test_one_odd_sample_does_not_decide_for_all() -> None:
+    rng = np.random.default_rng(0)
+    means = np.append(rng.normal(0.2, 0.01, 20), -5.0)
+    samples = [(np.zeros((1, 50), np.float32), np.full((1, 50), -mean, np.float32)) for mean in means]
+    assert means.mean() < 0
+    assert correction(samples, (-np.inf, np.inf), steps=4)[0] == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize(("size", "count"), [(49, 16), (12544, 1000), (7, 7), (1, 1), (64, 10)])
+def test_places_are_spread_and_turn_by_turn_go_through_all(size: int, count: int) -> None:
+    turns = [places(size, count, turn) for turn in range(-(-size // count))]
+    assert set(np.concatenate(turns).tolist()) == set(range(size))
+    for found in turns:
+        assert len(set(found.tolist())) == count
+        assert np.diff(found).max(initial=0) <= 4 * size / count
 
 
 def test_behind_a_relu_errors_that_it_swallows_do_not_count() -> None:

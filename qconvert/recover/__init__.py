@@ -13,6 +13,7 @@ from qconvert.recover.adaround import AdaRound
 from qconvert.recover.asked import AUTO, NONE, asked_names, asked_only
 from qconvert.recover.awq import Awq
 from qconvert.recover.bias import BiasCorrection
+from qconvert.recover.brecq import Brecq
 from qconvert.recover.clip import Clipping
 from qconvert.recover.equalize import Equalization
 from qconvert.recover.gptq import Gptq
@@ -24,7 +25,19 @@ from qconvert.recover.types import Context, Method, Rewrite, Rewritten, Step, Wo
 
 METHODS: Mapping[str, type[Method]] = {
     method.name: method
-    for method in (BiasCorrection, Hqq, LowRank, Equalization, Smoothing, Awq, Gptq, AdaRound, AdaQuant, Clipping)
+    for method in (
+        BiasCorrection,
+        Hqq,
+        LowRank,
+        Equalization,
+        Smoothing,
+        Awq,
+        Gptq,
+        AdaRound,
+        AdaQuant,
+        Clipping,
+        Brecq,
+    )
 }
 """By name; in this order ``auto`` tries them: what takes long last, and of that what usually gives most first."""
 

@@ -6,19 +6,23 @@ the inputs that the quantized and corrected layers before it make:
 
     b_c <- b_c + E[y_c - z_c],   y = op(x, w, b) of the float model, z = op(quantized x, quantized w, b)
 
-over all samples and positions. Two things differ, without which MobileNetV2 loses 1.4 dB by it (8 bits, ranges by
-``average``) instead of gaining 2:
+over all samples and positions. Three things differ, without which MobileNetV2 loses 1.4 dB by it (8 bits, ranges by
+``average``) instead of gaining 3:
 
 * Behind a Relu or Clip only errors count that it lets pass: b minimizes ``sum (f(z + b) - f(y))^2``, found by a few
   steps of ``b <- b + E[f(y) - f(z + b) | z + b inside]``.
 * Means over few samples are uncertain: each is shrunk by ``1 - variance of the mean / mean^2``, at least 0 (James and
   Stein 1961), with the variance from sample to sample.
+* Samples count by 1 over the norm of their errors, so that about the sum of norms is least, not that of squares: one
+  in which ranges clip much would else decide for all. With 64 samples of MobileNetV2: 22.4 instead of 19.6 dB per
+  channel, 18.8 instead of 17.1 dB per tensor.
 
 A bias is created where that costs nothing at run time: in Conv, ConvTranspose and Gemm.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -43,11 +47,14 @@ Reals = npt.NDArray[np.float32]
 STEPS, POSITIONS = 4, 1 << 22
 """Defaults of ``BiasCorrection``."""
 
-_STRIDES = (1, 3, 7, 13, 31, 61, 127, 251, 499, 1009)
-"""Primes, so that a stride shares no factor with the sizes of a tensor but by rare chance."""
+_TURN = (5**0.5 - 1) / 2
+"""The golden section: steps of this share of a cycle keep apart as evenly as can be."""
 
 _TINY = 1e-30
-"""A squared mean is at least this, so that one of 0 stays 0."""
+"""What is divided by is at least this, so that a mean of 0 stays 0."""
+
+_FAINT = 0.1
+"""Samples with errors below this share of the mean do not count more than those at it."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,13 @@ def correct(layer: Layer, walk: Walk, samples: int, *, steps: int = STEPS, posit
     if old is None and operand(owner, position) is not None:
         return "with a computed bias"
     most = positions // samples
-    pairs = [(_rows(y, layer, most), _rows(z, layer, most)) for y, z in layer.outputs(owner.outputs[0].name or "")]
+    outputs = enumerate(layer.outputs(owner.outputs[0].name or ""))
+    pairs = [(_rows(y, layer, most, number), _rows(z, layer, most, number)) for number, (y, z) in outputs]
     shift = correction(pairs, _bounds(owner.outputs[0]), steps=steps)
     if old is None:
         _add(layer, walk.work.plan, position, shift)
     elif old.size == shift.size:
-        _change(layer, walk.work.plan, Site(owner.outputs[0].name or "", position), old, shift)
+        shift_bias(layer, walk.work.plan, Site(owner.outputs[0].name or "", position), old, shift)
     else:
         return "with a bias that has not one number a channel"
     return ""
@@ -111,16 +119,30 @@ def correction(samples: Sequence[tuple[Reals, Reals]], bounds: tuple[float, floa
         bounds: Of the clamp behind it; infinite where there is none.
         steps: How often the mean error is taken, if there are bounds.
     """
-    channels, (low, high) = len(samples[0][0]), bounds
-    best, least = np.zeros(channels), np.full(channels, np.inf)
+    low, high = bounds
+    weight = _weights(samples, low, high)
+    best, least = np.zeros(len(samples[0][0])), np.full(len(samples[0][0]), np.inf)
     shift = best
     for _ in range(steps + 1 if np.isfinite(bounds).any() else 2):
-        sums = np.array([_errors(y, z, shift, low, high) for y, z in samples])  # [samples, 3, C]
-        squared, total, count = sums.sum(0)
+        sums = _sums(samples, shift, low, high)
+        squared, total, count = np.tensordot(weight, sums, 1)
         best, least = np.where(squared < least, shift, best), np.minimum(squared, least)
         means = sums[:, 1] / np.maximum(sums[:, 2], 1) + shift
-        shift = shift + total / np.maximum(count, 1)
-    return best * _trust(best, means)
+        shift = shift + total / np.maximum(count, _TINY)
+    return best * _trust(best, means, weight)
+
+
+def _weights(samples: Sequence[tuple[Reals, Reals]], low: float, high: float) -> Floats:
+    """Of each sample, 1 over the norm of the errors that stay when their mean is made good; 1 in all."""
+    _, total, count = _sums(samples, np.zeros(len(samples[0][0])), low, high).sum(0)
+    norms = np.sqrt(_sums(samples, total / np.maximum(count, 1), low, high)[:, 0].sum(1))
+    weights = 1 / np.maximum(norms, _FAINT * norms.mean() + _TINY)
+    return np.asarray(weights / weights.sum(), np.float64)
+
+
+def _sums(samples: Sequence[tuple[Reals, Reals]], shift: Floats, low: float, high: float) -> Floats:
+    """See ``_errors``: ``[samples, 3, C]``."""
+    return np.array([_errors(y, z, shift, low, high) for y, z in samples])
 
 
 def _errors(y: Reals, z: Reals, shift: Floats, low: float, high: float) -> Floats:
@@ -132,20 +154,30 @@ def _errors(y: Reals, z: Reals, shift: Floats, low: float, high: float) -> Float
     return np.array([np.einsum("cn,cn->c", one, other, dtype=np.float64) for one, other in pairs])
 
 
-def _trust(mean: Floats, means: Floats) -> Floats:
+def _trust(mean: Floats, means: Floats, weight: Floats) -> Floats:
     """By what a mean is shrunk, given that of each sample ``[samples, C]``; 1 where one sample says nothing of it."""
     if len(means) < 2:
         return np.ones(mean.shape)
-    variance = means.var(0, ddof=1) / len(means)
+    spread = np.square(weight) @ np.square(means - weight @ means)
+    variance = spread / (1 - np.square(weight).sum())
     return np.asarray(np.maximum(0.0, 1 - variance / np.maximum(np.square(mean), _TINY)))
 
 
-def _rows(values: Reals, layer: Layer, most: int) -> Reals:
-    """Channels by positions, at most so many elements or the next fewer, evenly spaced."""
+def _rows(values: Reals, layer: Layer, most: int, number: int) -> Reals:
+    """Channels by positions, about so many elements at most of sample ``number``."""
     axis = channel_axis(layer.op.op_type, values.ndim)
     rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-    step = next((step for step in _STRIDES if step * most >= rows.size), _STRIDES[-1])
-    return np.ascontiguousarray(rows[:, ::step])
+    count = max(most // len(rows), 1)
+    return np.ascontiguousarray(rows if count >= rows.shape[1] else rows[:, places(rows.shape[1], count, number)])
+
+
+def places(size: int, count: int, turn: int) -> Array:
+    """``count`` of ``size`` places, spread evenly; those of one turn after another go through all of them.
+
+    A fixed stride would see one column of an image alone where it divides its width, and no two samples tell more.
+    """
+    step = next(step for step in range(max(round(size * _TURN), 1), 2 * size + 1) if math.gcd(step, size) == 1)
+    return np.sort((turn * count + np.arange(count)) * step % size)
 
 
 def _bounds(value: ir.Value) -> tuple[float, float]:
@@ -160,7 +192,8 @@ def _add(layer: Layer, plan: Plan, position: int, shift: Floats) -> None:
     layer.add_bias(position, np.where(_fits(shift, params), shift, 0).astype(np.float32), params)
 
 
-def _change(layer: Layer, plan: Plan, site: Site, old: Array, shift: Floats) -> None:
+def shift_bias(layer: Layer, plan: Plan, site: Site, old: Array, shift: Floats) -> None:
+    """Adds to the constant bias that is read at a site, where int32 has room for it, ``[C]``."""
     entry = next((one for one in plan.of("bias") if site in one.sites), None)
     before = old.reshape(-1)
     fits = _fits(before + shift, entry.params if entry is not None else None)

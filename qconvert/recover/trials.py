@@ -22,6 +22,9 @@ from qconvert.recover.types import Context, Method, Rewrite, Step, Work
 GAIN_DB = 0.05
 """What a method must gain to be kept."""
 
+CHANCE_DB = 1.0
+"""By how much the result with all samples may come out below the one with fewer: so little tells nothing, more does."""
+
 KEPT_BACK = 4
 """One of so many samples is kept back to judge by."""
 
@@ -172,14 +175,14 @@ def recover_best(model: ir.Model, methods: Sequence[Method], plan_of: PlanOf, co
 
 
 def _with_all(chosen: tuple[Method, ...], runs: _Runs, again: _Runs, judge: Judge) -> Tried:
-    """Whether what was chosen comes out better with the samples to judge by as well, which are not unseen then."""
+    """What was chosen, with the samples to judge by as well: more tell more, if only what they make is not worse."""
     start = time.monotonic()
     why = ""
     try:
-        better = judge.sqnr_db(*again.result(chosen)) >= judge.sqnr_db(*runs.result(chosen))
+        kept = judge.sqnr_db(*again.result(chosen)) > judge.sqnr_db(*runs.result(chosen)) - CHANCE_DB
     except QConvertError as error:
-        better, why = False, str(error)
-    return Tried("once more with all samples", None, None, time.monotonic() - start, better, why)
+        kept, why = False, str(error)
+    return Tried("once more with all samples", None, None, time.monotonic() - start, kept, why)
 
 
 def _given_way(one: Tried, method: Method) -> Tried:

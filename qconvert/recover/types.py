@@ -158,8 +158,8 @@ class Step(Method):
         """
 
 
-def said(method: str, done: int, left_out: Mapping[str, str]) -> str:
-    """One line on how many layers a method changed, and which it left out for which reason."""
+def said(method: str, done: int, left_out: Mapping[str, str], *, what: str = "layers") -> str:
+    """One line on how many layers, or whatever else, a method changed, and which it left out for which reason."""
     reasons: dict[str, list[str]] = {}
     for layer, why in left_out.items():
         reasons.setdefault(why, []).append(layer)
@@ -167,4 +167,4 @@ def said(method: str, done: int, left_out: Mapping[str, str]) -> str:
         f"{len(layers)} left out, {why} ({', '.join(layers[:3])}{', ...' if len(layers) > 3 else ''})"
         for why, layers in sorted(reasons.items(), key=lambda item: -len(item[1]))
     )
-    return f"{method}: {done} layers changed" + (f"; {listed}" if listed else "")
+    return f"{method}: {done} {what} changed" + (f"; {listed}" if listed else "")

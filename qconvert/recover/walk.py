@@ -13,7 +13,7 @@ from qconvert.graph import Operator, constant, operand, operators
 from qconvert.numerics import QuantParams
 from qconvert.plan import Entry, Site
 from qconvert.recover.edits import add_operand, as_read, in_bodies, insert_branch, nodes_of, set_constant, simulated
-from qconvert.recover.stream import Stream
+from qconvert.recover.stream import Array, Stream
 from qconvert.recover.types import Context, Work, said
 
 Reals = npt.NDArray[np.float32]
@@ -98,13 +98,41 @@ class Walk:
         return Stream(model, [nodes[op.name] for op in self.ops], context.probes, stored=context.stored)
 
     def __iter__(self) -> Iterator[Layer]:
-        for index, (op, entry) in enumerate(zip(self.ops, self._entries, strict=True)):
-            position = entry.sites[0].operand
-            array = constant(operand(self._exact_nodes[op.name], position))
-            self._given.advance(index)
-            if self._exact is not None:
-                self._exact.advance(index)
-            yield Layer(op, entry, np.asarray(array, np.float32), self, index)
+        for index in range(len(self.ops)):
+            self.advance(index)
+            yield self.layer(index)
+
+    def advance(self, index: int) -> None:
+        """Goes to just before a layer; not back."""
+        self._given.advance(index)
+        if self._exact is not None:
+            self._exact.advance(index)
+
+    def layer(self, index: int) -> Layer:
+        """A layer that is not passed yet."""
+        op, entry = self.ops[index], self._entries[index]
+        array = constant(operand(self._exact_nodes[op.name], entry.sites[0].operand))
+        return Layer(op, entry, np.asarray(array, np.float32), self, index)
+
+    @property
+    def simulated(self) -> Mapping[str, ir.Node]:
+        """The operators of the quantized model in float arithmetic, by name."""
+        return self._sim
+
+    def given(self, values: Sequence[ir.Value]) -> Iterator[list[Array]]:
+        """Values of the quantized model, which those kept lead to, for one sample after another."""
+        return self._given.fetch(values)
+
+    def exact(self, values: Sequence[ir.Value]) -> Iterator[list[Array]]:
+        """Values of the reference, likewise.
+
+        Raises:
+            ValueError: If the walk was opened without it.
+        """
+        if self._exact is None:
+            message = "the float model's values were not asked for"
+            raise ValueError(message)
+        return self._exact.fetch(values)
 
     def __len__(self) -> int:
         return len(self.ops)
