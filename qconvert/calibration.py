@@ -23,12 +23,13 @@ from qconvert.errors import CalibrationError
 from qconvert.files import atomic_output
 from qconvert.graph import file_hash
 from qconvert.histogram import BINS, Histogram, SampleRanges, TensorStats
+from qconvert.samples.pack import Codes, PackedFeeds, parts_of
 from qconvert.visit import State
 
 if TYPE_CHECKING:
     from qconvert.channels import ChannelStats
 
-FORMAT = 2
+FORMAT = 3
 SUFFIX = ".calib"
 PART_SUFFIX = ".part"
 """Behind the name of a ``.calib`` file: what an unfinished run has kept."""
@@ -103,7 +104,7 @@ def save(calibration: Calibration, path: Path, *, force: bool, state: State | No
         "data": dict(calibration.data),
         "samples": calibration.samples,
         "skipped": [list(item) for item in calibration.skipped],
-        "probes": [list(probe) for probe in calibration.probes],
+        "probes": [[_described(*item) for item in parts_of(probe).items()] for probe in calibration.probes],
         "values": [
             [
                 name,
@@ -117,7 +118,6 @@ def save(calibration: Calibration, path: Path, *, force: bool, state: State | No
         "channels": [[name, one.counts.size] for name, one in source.channels.items()],
         "state": None if state is None else [[*map(list, state.groups)], state.passes, sorted(state.done)],
     }
-    members = {f"probe_{i}_{j}": a for i, probe in enumerate(calibration.probes) for j, a in enumerate(probe.values())}
     narrow = all(row.values <= np.iinfo(np.uint32).max for row in rows)
     counts = np.empty((len(rows), 2, BINS), np.uint32 if narrow else np.int64)
     for place, row in zip(counts, rows, strict=True):
@@ -125,7 +125,30 @@ def save(calibration: Calibration, path: Path, *, force: bool, state: State | No
     text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
     with atomic_output(path, force=force) as temporary, temporary.open("wb") as file:
         arrays = {part: getattr(ranges, part) for part in RANGES} | _channel_members(source.channels)
-        _write(file, {"header": text, "counts": counts, **arrays, **members})
+        _write(file, {"header": text, "counts": counts, **arrays, **_probe_members(calibration.probes)})
+
+
+def _described(name: str, part: npt.NDArray[Any] | Codes) -> list[Any]:
+    """A name, and of what is held as codes also the axis of their tables."""
+    return [name, part.axis] if isinstance(part, Codes) else [name]
+
+
+def _probe_members(probes: Sequence[Feeds]) -> dict[str, npt.NDArray[Any]]:
+    found: dict[str, npt.NDArray[Any]] = {}
+    for i, probe in enumerate(probes):
+        for j, part in enumerate(parts_of(probe).values()):
+            found[f"probe_{i}_{j}"] = part.codes if isinstance(part, Codes) else part
+            if isinstance(part, Codes):
+                found[f"probe_{i}_{j}_tables"] = part.tables
+    return found
+
+
+def _read_probe(i: int, described: Sequence[Sequence[Any]], archive: Mapping[str, Any]) -> Feeds:
+    parts: dict[str, npt.NDArray[Any] | Codes] = {}
+    for j, (name, *axis) in enumerate(described):
+        array = archive[f"probe_{i}_{j}"]
+        parts[name] = Codes(array, archive[f"probe_{i}_{j}_tables"], *axis) if axis else array
+    return PackedFeeds(parts)
 
 
 def _channel_members(channels: Mapping[str, ChannelStats]) -> dict[str, npt.NDArray[Any]]:
@@ -221,9 +244,7 @@ def _read(header: Mapping[str, Any], archive: Mapping[str, Any]) -> tuple[Calibr
             SampleRanges(*(part[at : at + recorded] for part in parts)),
         )
         at += recorded
-    probes = tuple(
-        {name: archive[f"probe_{i}_{j}"] for j, name in enumerate(names)} for i, names in enumerate(header["probes"])
-    )
+    probes = tuple(_read_probe(i, described, archive) for i, described in enumerate(header["probes"]))
     skipped = tuple((name, reason) for name, reason in header["skipped"])
     about = header["model"], header["model_hash"], header["data"], header["samples"]
     found = Calibration(*about, skipped, stats, probes, _read_channels(header["channels"], archive))

@@ -26,6 +26,8 @@ _SIGN_SHIFT = BINS.bit_length() - 1
 _CHUNK = 2048
 BLOCK = TABLES * 30 * _CHUNK
 """So many values at once that no uint16 of a table overflows; narrow tables stay in the cache nearest to the core."""
+_SLOTS, _SLOT_SHIFT = 1 << 10, 22
+"""Of the table in which ``encode`` finds a number: four times those that there may be."""
 _VALUES = numba.types.Array(numba.float32, 1, "C", readonly=True)
 """A signature without it refuses arrays that may not be written to; with it, both kinds are taken."""
 _COLUMN = numba.int64[::1]
@@ -173,6 +175,24 @@ def reduce_all(  # noqa: PLR0917 - numba takes no keywords at this speed
                     drain(tables, counts[tensor])
             drain(tables, counts[tensor])
             zeros[1, tensor] = none
+
+
+@compiled(numba.int64(numba.types.Array(numba.uint32, 1, "C", readonly=True), numba.uint8[::1], numba.uint32[::1]))
+def encode(bits: npt.NDArray[np.uint32], codes: npt.NDArray[np.uint8], table: npt.NDArray[np.uint32]) -> int:
+    """Numbers them in the order in which they appear first: ``table[codes] == bits``; how many, -1 if above 256."""
+    slots, used = np.full(_SLOTS, -1, np.int16), 0
+    for i in range(bits.size):
+        value = bits[i]
+        place = (np.uint32(value * np.uint32(2654435761)) >> np.uint32(_SLOT_SHIFT)) & np.uint32(_SLOTS - 1)
+        while slots[place] >= 0 and table[slots[place]] != value:
+            place = (place + np.uint32(1)) & np.uint32(_SLOTS - 1)
+        if slots[place] < 0:
+            if used == 256:
+                return -1
+            slots[place], table[used] = used, value
+            used += 1
+        codes[i] = slots[place]
+    return used
 
 
 def reals(ordered: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from qconvert.errors import CorruptSampleError, DataError
 from qconvert.histogram import TensorStats
 from qconvert.samples import Sample, SampleSet
+from qconvert.samples.pack import packed
 from qconvert.workers import default_workers, run_workers
 
 if TYPE_CHECKING:
@@ -104,15 +105,16 @@ class Visit:
 
     def _load(self, index: int) -> Sample | None:
         try:
-            sample = self.gathered.get(index) or self.samples.load(index)
+            found = self.gathered.get(index)
+            sample = found or self.samples.load(index)
         except CorruptSampleError as error:
             if self.strict:
                 raise
             with self.lock:
                 self._skipped[index] = (error.sample, str(error))
             return None
-        if index in self.gather:
-            self.gathered[index] = sample
+        if found is None and index in self.gather:
+            self.gathered[index] = packed(sample)
         return sample
 
 

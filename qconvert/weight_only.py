@@ -29,7 +29,7 @@ from qconvert.prepare import prepare, raise_opset
 from qconvert.preprocess import Preprocess
 from qconvert.provenance import record_conversion
 from qconvert.random_inputs import random_feeds
-from qconvert.recover import Tried, asked_names
+from qconvert.recover import Tried, Work, asked_names
 from qconvert.recover.weights import names_for, recover_weights
 from qconvert.rewrite.packing import Stored, packed_sizes, weight_sqnr
 from qconvert.rewrite.weight_forms import needed_opset, readings
@@ -138,21 +138,10 @@ def quantize_weights(
     shown = feeds[:1] if data is None else feeds[:PROOF]
     for note in prepare(graph, feeds if compared else (), original=model, fold=False).notes:
         listener.note(note)
-    before = {value.name or "": tensor for value, tensor in initializers(graph)}
-    plan, tried = make_weight_plan(graph, policy, listener=listener), tuple[Tried, ...]()
-    names = names_for(policy, plan, weight_bytes(graph))
-    if names and compared and feeds:
-        seen = feeds[len(shown) :] or feeds
-        found = recover_weights(graph, plan, policy, names, seen, random=data is None, budget=budget, listener=listener)
-        graph, plan, tried = found.work.graph, found.work.plan, found.tried
-        before = {value.name or "": tensor for value, tensor in initializers(found.work.reference)}
-        for note in found.work.notes:
-            listener.note(note)
-    elif names and asked_names(policy):
-        raise PlanError(
-            "recover: the float model must run, and it does not fit or is not given what it reads",
-            hint="give --data, and more --max-memory; or leave it out",
-        )
+    seen = (feeds[len(shown) :] or feeds) if compared else ()
+    work, tried = _recovered(graph, policy, seen, random=data is None, budget=budget, listener=listener)
+    graph, plan = work.graph, work.plan
+    before = {value.name or "": tensor for value, tensor in initializers(work.reference)}
     release_memory()
     needed = needed_opset(readings(graph, plan))
     check_opset(TWO_BIT_OPSET if any(entry.params.dtype.bits == 2 for entry in plan.entries) else needed)
@@ -172,6 +161,25 @@ def quantize_weights(
     return QuantizedWeights(
         model, output, file_size(model), size, plan, proof, None, tried, weights=weights, random=data is None
     )
+
+
+def _recovered(
+    graph: ir.Model, policy: Policy, seen: Sequence[Feeds], *, random: bool, budget: float | None, listener: Listener
+) -> tuple[Work, tuple[Tried, ...]]:
+    """The plan of a model, after the methods that the policy or usage asks for where there are inputs to run it on."""
+    plan = make_weight_plan(graph, policy, listener=listener)
+    names = names_for(policy, plan, weight_bytes(graph))
+    if names and seen:
+        found = recover_weights(graph, plan, policy, names, seen, random=random, budget=budget, listener=listener)
+        for note in found.work.notes:
+            listener.note(note)
+        return found.work, found.tried
+    if names and asked_names(policy):
+        raise PlanError(
+            "recover: the float model must run, and it does not fit or is not given what it reads",
+            hint="give --data, and more --max-memory; or leave it out",
+        )
+    return Work(graph, graph, plan), ()
 
 
 def _fits(weights: int, limit: int | None, usual: int) -> bool:

@@ -48,7 +48,7 @@ from qconvert.recover.restate import restate
 from qconvert.recover.scaling import largest, over_inputs, over_outputs
 from qconvert.recover.smooth import Smoothing, find_groups
 from qconvert.recover.stream import Stream
-from qconvert.recover.trials import split
+from qconvert.recover.trials import SEEN, split
 from qconvert.recover.walk import Walk
 from qconvert.session import open_session, run
 from tests.models import Array, Feeds, f32, fetch, images, model, planned, policy, pooled_sqnr, statistics, weight
@@ -768,9 +768,18 @@ def test_nothing_begins_after_the_deadline() -> None:
     assert found.work.graph is graph
 
 
-@pytest.mark.parametrize(("count", "seen", "back"), [(1, [0], [0]), (2, [0], [1]), (5, [0, 1, 2, 4], [3])])
+@pytest.mark.parametrize(
+    ("count", "seen", "back"),
+    [(1, [0], [0]), (2, [0], [1]), (3, [0, 1], [2]), (5, [0, 1, 2, 4], [3])],
+)
 def test_some_samples_are_kept_back(count: int, seen: list[int], back: list[int]) -> None:
     assert split(count) == (seen, back)
+
+
+def test_methods_see_no_more_samples_than_tell_them_something() -> None:
+    seen, back = split(122)
+    assert len(seen) == SEEN
+    assert sorted(seen + back) == list(range(122))
 
 
 def test_an_unknown_method_is_refused() -> None:

@@ -30,6 +30,7 @@ from qconvert.cli import (
     targets,
 )
 from qconvert.errors import QConvertError
+from qconvert.workers import collect_rarely
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Typer's base of all wrong command lines; where it lives depends on the version of Typer."""
@@ -76,6 +77,7 @@ app.command("demo")(demo.command)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 1 a gate was missed, 2 the user can mend it, 3 a bug, 130 Ctrl-C."""
+    collect_rarely()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if "--debug" not in given:
         logging.basicConfig(handlers=[logging.NullHandler()])  # what libraries log is for developers

@@ -28,6 +28,7 @@ from qconvert.prepare import prepare, quantized_pairs
 from qconvert.preprocess import Preprocess
 from qconvert.resume import Journal
 from qconvert.samples import Sample, SampleSet
+from qconvert.samples.pack import held_bytes, packed
 from qconvert.session import Feeds, check_provider
 from qconvert.visit import State, readable
 from qconvert.workers import default_workers
@@ -154,7 +155,7 @@ def _captured(graph: ir.Model, state: State, samples: SampleSet, way: Way, liste
 
 def _first(samples: SampleSet, order: Sequence[int]) -> dict[int, Sample]:
     """The first readable samples by number."""
-    return dict(islice(readable(samples, order), PROOF))
+    return {number: packed(sample) for number, sample in islice(readable(samples, order), PROOF)}
 
 
 def _kept(order: Sequence[int], first: Mapping[int, Sample]) -> list[int]:
@@ -165,17 +166,25 @@ def _kept(order: Sequence[int], first: Mapping[int, Sample]) -> list[int]:
 
 def _size(samples: Mapping[int, Sample]) -> int:
     """Bytes of the largest."""
-    return max(sum(array.nbytes for array in sample.feeds.values()) for sample in samples.values())
+    return max(held_bytes(sample.feeds) for sample in samples.values())
 
 
 def _probes(samples: SampleSet, kept: Sequence[int], gathered: Mapping[int, Sample]) -> tuple[Feeds, ...]:
-    """The samples to keep; those that the run did not pass, because an earlier one did, are read again."""
-    found = dict(gathered)
+    """The samples to keep; those that the run did not pass, because an earlier one did, are read again.
+
+    No more than there is room for: some may not shrink as the first did.
+    """
+    found, room = list[Feeds](), PROBE_BYTES
     for index in kept:
-        if index not in found:
-            with suppress(CorruptSampleError):
-                found[index] = samples.load(index)
-    return tuple(found[index].feeds for index in kept if index in found)
+        sample = gathered.get(index)
+        with suppress(CorruptSampleError):
+            sample = sample or packed(samples.load(index))
+        if sample is not None:
+            room -= held_bytes(sample.feeds)
+            if room < 0 and len(found) >= PROOF:
+                break
+            found.append(sample.feeds)
+    return tuple(found)
 
 
 def spread(count: int) -> list[int]:

@@ -28,6 +28,9 @@ CHANCE_DB = 1.0
 KEPT_BACK = 4
 """One of so many samples is kept back to judge by."""
 
+SEEN = 64
+"""Samples that methods see, at most: more cost time, and were measured to tell little more; they judge better."""
+
 PlanOf = Callable[[ir.Model, Mapping[str, TensorStats]], Plan]
 """Plans a float model with these statistics."""
 
@@ -108,7 +111,8 @@ def recover_all(model: ir.Model, methods: Sequence[Method], plan_of: PlanOf, con
     Raises:
         QConvertError: If one cannot be carried out.
     """
-    runs, judge = _Runs(model, plan_of, context), Judge(model, context.probes)
+    seen, unseen = context.probes[:SEEN], context.probes[SEEN:]
+    runs, judge = _Runs(model, plan_of, replace(context, probes=seen)), Judge(model, unseen or seen)
     chosen = _ordered(methods)
     tried: list[Tried] = []
     known: float | None = None
@@ -122,7 +126,8 @@ def recover_all(model: ir.Model, methods: Sequence[Method], plan_of: PlanOf, con
             known = judge.sqnr_db(*runs.result(part))
         tried.append(Tried(part[-1].name, before, known, time.monotonic() - start, kept=True))
         context.listener.note(f"recover: {tried[-1]}")
-    return Recovered(runs.work(chosen), runs.floats(chosen).stats, tuple(tried), len(context.probes), kept_back=False)
+    stats = runs.floats(chosen).stats
+    return Recovered(runs.work(chosen), stats, tuple(tried), len(judge.probes), kept_back=bool(unseen))
 
 
 def recover_best(model: ir.Model, methods: Sequence[Method], plan_of: PlanOf, context: Context) -> Recovered:
@@ -166,8 +171,8 @@ def recover_best(model: ir.Model, methods: Sequence[Method], plan_of: PlanOf, co
             chosen, best = trial, score
             replaced = {rival.name for rival in rivals}
             tried = [_given_way(one, method) if one.method in replaced else one for one in tried]
-    again = _Runs(model, plan_of, context)
-    if chosen and len(context.probes) > len(kept_back) and context.seconds_left > 0:
+    again = _Runs(model, plan_of, replace(context, probes=context.probes[:SEEN]))
+    if chosen and SEEN > len(seen) < len(context.probes) and context.seconds_left > 0:
         tried.append(_with_all(chosen, runs, again, judge))
         context.listener.note(f"recover: {tried[-1]}")
         runs = again if tried[-1].kept else runs
@@ -191,8 +196,9 @@ def _given_way(one: Tried, method: Method) -> Tried:
 
 def split(count: int) -> tuple[list[int], list[int]]:
     """The numbers of samples that methods see, and of those kept back; one sample alone is both."""
-    kept_back = [index for index in range(count) if index % KEPT_BACK == KEPT_BACK - 1] or [count - 1]
-    return [index for index in range(count) if index not in kept_back] or [0], kept_back
+    seen = [index for index in range(count) if index % KEPT_BACK != KEPT_BACK - 1][:SEEN]
+    kept_back = [index for index in range(count) if index not in seen] or [count - 1]
+    return [index for index in seen if index not in kept_back] or [0], kept_back
 
 
 def _cost(method: Method) -> int:

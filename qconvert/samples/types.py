@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -41,7 +41,7 @@ class Sample:
     """
 
     name: str
-    feeds: dict[str, Array]
+    feeds: Mapping[str, Array]
     label: Label
     count: int = 1
 

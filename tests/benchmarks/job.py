@@ -99,6 +99,9 @@ def _single(model: Path) -> tuple[ort.InferenceSession, str]:
 
 def calibrate(job: Job, detail: Detail = "exact", *, decoded: bool = True) -> Measured:
     """The whole of ``qconvert calibrate`` but its imports."""
+    from qconvert.workers import collect_rarely
+
+    collect_rarely()  # as the command line does
     from qconvert import pipeline
     from qconvert.preprocess import preset
 
