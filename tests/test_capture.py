@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -429,6 +429,15 @@ def test_samples_that_were_read_already_are_not_read_again(samples: SampleSet) -
     assert sorted(read) == [1, 3, 4, 5, 6, 7, 8]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises, even where it is ignored because the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_keeps_what_was_done(samples: SampleSet) -> None:
     many = chosen(samples, list(range(9)) * 300)
     kept: list[State] = []
@@ -491,6 +500,7 @@ def test_an_error_stops_the_other_threads(samples: SampleSet) -> None:
     assert len(calls) < 2500
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_in_the_main_thread_stops_the_work(samples: SampleSet) -> None:
     many = chosen(samples, [0] * 100_000)
     seen: list[int] = []

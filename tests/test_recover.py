@@ -777,9 +777,9 @@ def test_some_samples_are_kept_back(count: int, seen: list[int], back: list[int]
 
 
 def test_methods_see_no_more_samples_than_tell_them_something() -> None:
-    seen, back = split(122)
+    seen, back = split(200)
     assert len(seen) == SEEN
-    assert sorted(seen + back) == list(range(122))
+    assert sorted(seen + back) == list(range(200))
 
 
 def test_an_unknown_method_is_refused() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema  # type: ignore[import-untyped, unused-ignore]
 import pytest
 import xmlschema
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from qconvert import evidence, pipeline
@@ -138,6 +138,7 @@ def test_markdown_tables_are_even_and_nothing_in_names_is_markup(report: Report)
 
 @MANY
 @given(BARS)
+@example(Bars("", "dB", (Bar("", Value(5e-324)),)))
 def test_bars_and_whiskers_stay_inside_and_order_is_kept(figure: Bars) -> None:
     drawn = geometry.bars(figure)
     for bar in drawn:

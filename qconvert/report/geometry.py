@@ -20,6 +20,9 @@ ROOM = 0.04
 """Free space beyond the outermost points, as a share of the axis."""
 
 
+FAINT = 1e-300
+"""Numbers nearer to each other are drawn as one: below, their steps would be 0."""
+
 BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 """Units of file sizes."""
 
@@ -118,7 +121,7 @@ def axis(numbers: Sequence[float], *, zero: bool = False, room: float = ROOM, un
     low, high = min(finite), max(finite)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    if low == high:
+    if high - low < FAINT:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     pad = room * (high - low)
     low, high = (low - pad if not zero or low < 0 else low), (high + pad if not zero or high > 0 else high)
