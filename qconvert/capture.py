@@ -23,6 +23,7 @@ from qconvert.channels import ChannelAccumulator, ChannelStats
 from qconvert.errors import CalibrationError
 from qconvert.expose import open_exposed
 from qconvert.fetch import Fetcher
+from qconvert.files import Spill
 from qconvert.graph import operators
 from qconvert.histogram import Detail, TensorStats
 from qconvert.samples import Sample, SampleSet
@@ -66,6 +67,7 @@ class Way:
         keep: Given the state now and then, and when the run is interrupted.
         ready: Samples that were read already, by number.
         gather: Numbers of samples to keep.
+        spill: Where to keep their arrays; None keeps them in memory.
     """
 
     detail: Detail = "exact"
@@ -77,6 +79,7 @@ class Way:
     keep: Callable[[State], None] | None = None
     ready: Mapping[int, Sample] = field(default_factory=dict)
     gather: frozenset[int] = frozenset()
+    spill: Spill | None = None
 
 
 def capture(model: ir.Model, state: State, samples: SampleSet, way: Way) -> Captured:
@@ -153,7 +156,13 @@ def _pass(model: ir.Model, tally: _Tally, number: int, way: Way, samples: Sample
             way.progress(before + done)
 
     visit = Visit(
-        samples, way.strict, progress, skip=frozenset(tally.done), gather=way.gather, gathered=dict(way.ready)
+        samples,
+        way.strict,
+        progress,
+        skip=frozenset(tally.done),
+        gather=way.gather,
+        gathered=dict(way.ready),
+        spill=way.spill,
     )
 
     def work() -> None:

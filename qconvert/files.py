@@ -7,6 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from qconvert.errors import OutputError
 
@@ -65,3 +70,32 @@ def atomic_output(path: Path, *, force: bool) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"{path}: cannot be written: {reason}", hint="nothing was written") from error
+
+
+class Spill:
+    """Arrays in a temporary file: they take memory only where they are looked at, and stay readable when it is closed.
+
+    Threads may share it.
+    """
+
+    def __init__(self) -> None:
+        """Opens none yet."""
+        self._file: IO[bytes] | None = None
+        self._lock = Lock()
+
+    def put(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The same array, read from the file."""
+        if not array.size:
+            return array
+        with self._lock:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="qconvert.")  # noqa: SIM115 - closed by ``close``
+            start = self._file.seek(0, 2)
+            self._file.write(np.ascontiguousarray(array).data)
+            self._file.flush()
+            return np.memmap(self._file, array.dtype, "r", start, array.shape)
+
+    def close(self) -> None:
+        """Ends writing; the file goes with the last array in it."""
+        if self._file is not None:
+            self._file.close()

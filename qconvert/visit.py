@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qconvert.errors import CorruptSampleError, DataError
+from qconvert.files import Spill
 from qconvert.histogram import TensorStats
 from qconvert.samples import Sample, SampleSet
 from qconvert.samples.pack import packed
@@ -51,6 +52,7 @@ class Visit:
         skip: Numbers of samples that were used in an earlier walk, and count as done.
         gather: Numbers of samples that are to be kept in ``gathered``.
         gathered: Samples that were read, by number; those that are there already are not read again.
+        spill: Where to keep their arrays; None keeps them in memory.
         lock: For what the threads share.
         done: How many samples were used.
     """
@@ -61,6 +63,7 @@ class Visit:
     skip: AbstractSet[int] = frozenset()
     gather: AbstractSet[int] = frozenset()
     gathered: dict[int, Sample] = field(default_factory=dict)
+    spill: Spill | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     done: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -114,7 +117,7 @@ class Visit:
                 self._skipped[index] = (error.sample, str(error))
             return None
         if found is None and index in self.gather:
-            self.gathered[index] = packed(sample)
+            self.gathered[index] = packed(sample, self.spill)
         return sample
 
 

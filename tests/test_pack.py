@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as arrays
 
 from qconvert import calibration
 from qconvert.calibration import Calibration
+from qconvert.files import Spill
 from qconvert.kernels import encode
-from qconvert.samples.pack import LEAST, Codes, held_bytes, pack, parts_of
-from qconvert.samples.types import Array
+from qconvert.samples.pack import LEAST, Codes, held_bytes, pack, packed, parts_of
+from qconvert.samples.types import Array, Sample
 
 
 def image(*shape: int, axis: int | None, seed: int = 0) -> Array:
@@ -112,3 +113,15 @@ def test_a_calibration_keeps_them_packed(tmp_path: Path) -> None:
     for probe in (packed, plain):
         assert list(probe) == ["x", "n"]
         assert all(same_bits(probe[name], array) for name, array in feeds.items())
+
+
+def test_arrays_in_a_file_are_the_same_when_it_is_closed() -> None:
+    spill = Spill()
+    kept = [image(1, 3, 32, 32, axis=1, seed=seed) for seed in range(3)]
+    kept.append(np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32))
+    kept.append(np.zeros((0, 3), np.float32))
+    found = [packed(Sample(str(place), {"x": array}, None), spill) for place, array in enumerate(kept)]
+    spill.close()
+    assert isinstance(parts_of(found[3].feeds)["x"], np.memmap)
+    for sample, array in zip(found, kept, strict=True):
+        assert same_bits(np.asarray(sample.feeds["x"]), array)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from qconvert import calibration
 from qconvert.calibration import Calibration
 from qconvert.capture import Captured, Way, capture
 from qconvert.errors import CorruptSampleError
-from qconvert.files import check_writable
+from qconvert.files import Spill, check_writable
 from qconvert.graph import file_hash, load_model, operators, weight_bytes
 from qconvert.histogram import Detail
 from qconvert.listener import SILENT, Listener
@@ -101,7 +101,7 @@ def calibrate(
     passes = plan_passes(
         value_bytes(graph, names, probes[0]),
         weights=weight_bytes(graph),
-        base=resident() + len(kept) * _size(first),
+        base=resident(),
         workers=min(threads or default_workers(), len(samples)),
         limit=max_memory,
     )
@@ -112,6 +112,7 @@ def calibrate(
     state = State(passes.groups)
     if journal is not None:
         state = journal.begin(state, resume=resume, note=listener.note)
+    spill = Spill()
     way = Way(
         detail=detail,
         channels=axes,
@@ -122,8 +123,10 @@ def calibrate(
         keep=journal.keep if journal is not None else None,
         ready=first,
         gather=frozenset(kept),
+        spill=spill,
     )
-    found = _captured(graph, state, samples, way, listener)
+    with closing(spill):
+        found = _captured(graph, state, samples, way, listener)
     result = replace(
         result,
         samples=found.samples,

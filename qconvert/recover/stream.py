@@ -6,16 +6,16 @@ are kept as levels, a quarter of what floats take; what exceeds the limit goes t
 
 from __future__ import annotations
 
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Event, Lock
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qconvert.files import Spill
 from qconvert.graph import is_constant
 from qconvert.sensing.cut import reads
 from qconvert.session import Feeds, open_session, run
@@ -34,26 +34,16 @@ class Store:
         """Holds ``limit`` bytes in memory."""
         self._limit, self._held, self._lock = limit, 0, Lock()
         self._arrays: dict[str, dict[int, Array]] = {}
-        self._file: IO[bytes] | None = None
+        self._spill = Spill()
 
     def put(self, name: str, sample: int, array: Array) -> None:
         """Keeps an array, which is copied only into the file."""
         with self._lock:
             if self._held + array.nbytes > self._limit:
-                array = self._spilled(array)
+                array = self._spill.put(array)
             else:
                 self._held += array.nbytes
             self._arrays.setdefault(name, {})[sample] = array
-
-    def _spilled(self, array: Array) -> Array:
-        if not array.size:
-            return array
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="qconvert.")  # noqa: SIM115 - closed with the store
-        start = self._file.seek(0, 2)
-        self._file.write(np.ascontiguousarray(array).data)
-        self._file.flush()
-        return np.memmap(self._file, array.dtype, "r", start, array.shape)
 
     def drop(self, name: str) -> None:
         """Forgets a value of all samples."""
@@ -80,8 +70,7 @@ class Store:
     def close(self) -> None:
         """Gives everything back."""
         self._arrays.clear()
-        if self._file is not None:
-            self._file.close()
+        self._spill.close()
 
 
 class Stream:

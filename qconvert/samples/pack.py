@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from qconvert.files import Spill
 from qconvert.samples.types import Array, Sample
 
 CHANNELS = 4
@@ -73,9 +74,17 @@ def pack(feeds: Mapping[str, Array]) -> PackedFeeds:
     return PackedFeeds(parts)
 
 
-def packed(sample: Sample) -> Sample:
-    """A sample with its arrays so."""
-    return replace(sample, feeds=pack(sample.feeds))
+def packed(sample: Sample, spill: Spill | None = None) -> Sample:
+    """A sample with its arrays so, and where given in a temporary file."""
+    feeds = pack(sample.feeds)
+    return replace(sample, feeds=feeds if spill is None else PackedFeeds(_spilled(feeds.parts, spill)))
+
+
+def _spilled(parts: Mapping[str, Array | Codes], spill: Spill) -> Mapping[str, Array | Codes]:
+    return {
+        name: replace(part, codes=spill.put(part.codes)) if isinstance(part, Codes) else spill.put(part)
+        for name, part in parts.items()
+    }
 
 
 def parts_of(feeds: Mapping[str, Array]) -> Mapping[str, Array | Codes]:
