@@ -22,6 +22,7 @@ from qconvert.policy import Policy
 from qconvert.prepare import prepare
 from qconvert.preprocess import Preprocess
 from qconvert.samples import Sample, SampleSet
+from qconvert.samples.pack import held_bytes
 from qconvert.sensing.cut import Origin
 from qconvert.sensing.engine import GROUP, Lab
 from qconvert.sensing.measures import Custom
@@ -156,7 +157,7 @@ class _Store:
         return None
 
     def _add(self, index: int, sample: Sample) -> None:
-        size = sum(array.nbytes for array in sample.feeds.values())
+        size = held_bytes(sample.feeds)
         if self.bytes + size <= HELD or not self.held:
             self.held[len(self.order)] = sample
             self.bytes += size

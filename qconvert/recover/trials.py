@@ -177,18 +177,18 @@ def recover_best(model: ir.Model, methods: Sequence[Method], plan_of: PlanOf, co
             tried = [_given_way(one, method) if one.method in replaced else one for one in tried]
     again = _Runs(model, plan_of, replace(context, probes=context.probes[:SEEN]))
     if chosen and len(seen) < ENOUGH * min(len(context.probes), SEEN) and context.seconds_left > 0:
-        tried.append(_with_all(chosen, runs, again, judge))
+        tried.append(_with_all(chosen, again, judge, best))
         context.listener.note(f"recover: {tried[-1]}")
         runs = again if tried[-1].kept else runs
     return Recovered(runs.work(chosen), runs.floats(chosen).stats, tuple(tried), len(kept_back), kept_back=True)
 
 
-def _with_all(chosen: tuple[Method, ...], runs: _Runs, again: _Runs, judge: Judge) -> Tried:
+def _with_all(chosen: tuple[Method, ...], again: _Runs, judge: Judge, best: float) -> Tried:
     """What was chosen, with the samples to judge by as well: more tell more, if only what they make is not worse."""
     start = time.monotonic()
     why = ""
     try:
-        kept = judge.sqnr_db(*again.result(chosen)) > judge.sqnr_db(*runs.result(chosen)) - CHANCE_DB
+        kept = judge.sqnr_db(*again.result(chosen)) > best - CHANCE_DB
     except QConvertError as error:
         kept, why = False, str(error)
     return Tried("once more with all samples", None, None, time.monotonic() - start, kept, why)
