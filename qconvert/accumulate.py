@@ -20,7 +20,7 @@ from qconvert.histogram import (
     Histogram,
     SampleRanges,
     TensorStats,
-    exact,
+    exact_sum,
     grid_exponent,
     stride,
 )
@@ -121,15 +121,15 @@ class Accumulators:
             The least values ``[T]``, the greatest, NaN where there is none; and which tensors fit. Only those at
             ``places`` have a meaning, but the others fit.
         """
-        extreme, zeros = np.zeros((2, self.sizes.size), np.int32), np.zeros((2, self.sizes.size), np.int64)
+        extreme, zeros = np.zeros((2, self.sizes.size), np.int32), np.zeros(self.sizes.size, np.int64)
         columns = places, self.addresses, self.sizes, self.steps, self.limits, self.scales
         kernels.reduce_all(*columns, self.tables, self.counts, extreme, zeros)
         if self.detail != "range":
-            counted = np.maximum(zeros[1], 0)
+            counted = np.maximum(zeros, 0)
             self.counts[:, 0] -= counted
             self.zeros += counted
         low, high = kernels.reals(extreme)
-        return low, high, zeros[1] >= 0
+        return low, high, zeros >= 0
 
     def _step(self, size: int) -> int:
         """Every how-manieth of so many values is counted."""
@@ -204,7 +204,7 @@ def _of_samples(index: npt.NDArray[np.int64], low: _Floats, high: _Floats) -> Te
         low=float(low.min()),
         high=float(high.max()),
         samples=index.size,
-        low_sum=sum(map(exact, low.tolist())),
-        high_sum=sum(map(exact, high.tolist())),
+        low_sum=exact_sum(low),
+        high_sum=exact_sum(high),
         ranges=SampleRanges.of(index, low, high),
     )

@@ -120,7 +120,7 @@ class _Tally:
     def add(self, part: _Part) -> None:
         """A thread's statistics and the samples in them; called by one thread at a time."""
         for name, stats in zip(part.names, part.whole.stats(), strict=True):
-            self.stats[name] = self.stats.get(name, TensorStats()) + stats
+            self.stats[name] = self.stats[name] + stats if name in self.stats else stats
         for name, channels in part.channels.items():
             self.channels[name] = self.channels.get(name, ChannelStats()) + channels.stats()
         self.done.update(part.done)

