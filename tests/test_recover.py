@@ -677,7 +677,7 @@ class SpoilMore(Spoil):
     """Makes biases wrong where others correct them."""
 
     name: ClassVar[str] = "spoil more"
-    decides: ClassVar[str] = "biases"
+    decides: ClassVar[frozenset[str]] = frozenset({"biases"})
 
 
 @dataclass(frozen=True)
@@ -685,7 +685,7 @@ class Correct(BiasCorrection):
     """Corrects biases, in place of those that spoil them."""
 
     name: ClassVar[str] = "correct"
-    decides: ClassVar[str] = "biases"
+    decides: ClassVar[frozenset[str]] = frozenset({"biases"})
     slow: ClassVar[bool] = True
 
 

@@ -62,9 +62,10 @@ def make_methods(names: Sequence[str]) -> list[Method]:
             raise PolicyError(f"recover: '{name}' {alone[name]}", hint="leave the other names out")
     methods = _made(names)
     for one, other in combinations(methods, 2) if AUTO not in names else ():
-        if one.decides and one.decides == other.decides:
+        if both := one.decides & other.decides:
             raise PolicyError(
-                f"recover: '{one.name}' and '{other.name}' both decide {one.decides}", hint="leave one of them out"
+                f"recover: '{one.name}' and '{other.name}' both decide {' and '.join(sorted(both))}",
+                hint="leave one of them out",
             )
     return methods
 

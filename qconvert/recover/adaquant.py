@@ -22,8 +22,9 @@ import numpy as np
 from qconvert.numerics import QuantParams
 from qconvert.recover.grids import Shares, shares, with_scales
 from qconvert.recover.moments import Moments
-from qconvert.recover.rounding import LEVELS, Chosen, Rounding
+from qconvert.recover.rounding import Chosen, Rounding
 from qconvert.recover.rows import Floats, Rows
+from qconvert.recover.types import LEVELS
 from qconvert.rounding_kernels import FIRST, SECOND
 
 _EPSILON = 1e-30
@@ -42,7 +43,7 @@ class AdaQuant(Rounding):
 
     name: ClassVar[str] = "adaquant"
     title: ClassVar[str] = "AdaQuant: learns levels and scales of weights"
-    decides: ClassVar[str] = LEVELS
+    decides: ClassVar[frozenset[str]] = frozenset({LEVELS})
 
     steps: int = 300
     rate: float = 0.1

@@ -35,7 +35,7 @@ from qconvert.graph import Operator, attributes, constant, operand
 from qconvert.numerics import INT32, QuantParams, bias_params
 from qconvert.plan import Plan, Site
 from qconvert.plan.operands import clamp_bounds, fused_clamp
-from qconvert.recover.types import Context, Step, Work
+from qconvert.recover.types import BIASES, Context, Step, Work
 from qconvert.recover.walk import Layer, Walk, change_layers, channel_axis
 from qconvert.rules import OP_RULES
 from qconvert.targets import get_target
@@ -70,6 +70,7 @@ class BiasCorrection(Step):
     title: ClassVar[str] = "bias correction: means of outputs as in the float model"
     place: ClassVar[int] = 1  # it makes good what others leave
     slow: ClassVar[bool] = False
+    decides: ClassVar[frozenset[str]] = frozenset({BIASES})
     steps: int = STEPS
     positions: int = POSITIONS
 

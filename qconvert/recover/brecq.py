@@ -31,7 +31,7 @@ from qconvert.graph import Operator, operators
 from qconvert.recover.adaround import AdaRound
 from qconvert.recover.reconstruct import Block, Pace, learn
 from qconvert.recover.rounding import unfit
-from qconvert.recover.types import Context, Work, said
+from qconvert.recover.types import BIASES, LEVELS, Context, Work, said
 from qconvert.recover.walk import Walk
 from qconvert.sensing.blocks import blocks
 from qconvert.torch_graph import library, part_behind
@@ -50,6 +50,7 @@ class Brecq(AdaRound):
 
     name: ClassVar[str] = "brecq"
     title: ClassVar[str] = "BRECQ: the layers of a block learn their levels together; needs torch"
+    decides: ClassVar[frozenset[str]] = frozenset({LEVELS, BIASES})
 
     pace: Pace = field(default_factory=Pace)
 

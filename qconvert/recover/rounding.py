@@ -23,14 +23,12 @@ from qconvert.recover.descent import descend
 from qconvert.recover.grids import entries_with, shares, with_scales
 from qconvert.recover.moments import Moments, loss, moments
 from qconvert.recover.rows import Floats, Lattice, Rows
-from qconvert.recover.types import Context, Step, Work
+from qconvert.recover.types import LEVELS, Context, Step, Work
 from qconvert.recover.walk import Layer, Walk, change_layers
 from qconvert.targets import HEAVY
 
 Chosen = tuple[Floats, QuantParams]
 """Levels, ``[G, O, K]``, and the grid on which they are."""
-
-LEVELS = "levels of weights"
 
 SWEEPS = 4
 """Of coordinate descent behind a method that chooses levels: cheap, and none of them ends where nothing is left."""
@@ -95,7 +93,7 @@ def better(weight: Floats, rows: Rows, seen: Moments, plain: Chosen, found: Chos
 class Levels(Rounding):
     """Chooses levels on the grid that there is."""
 
-    decides: ClassVar[str] = LEVELS
+    decides: ClassVar[frozenset[str]] = frozenset({LEVELS})
 
     @abstractmethod
     def levels(self, weight: Floats, lattice: Lattice, seen: Moments) -> Floats:

@@ -157,7 +157,7 @@ def recover_best(model: ir.Model, methods: Sequence[Method], plan_of: PlanOf, co
     tried: list[Tried] = []
     for method in sorted(methods, key=_cost):
         start, score, why = time.monotonic(), None, ""
-        rivals = [one for one in chosen if method.decides and one.decides == method.decides]
+        rivals = [one for one in chosen if one.decides & method.decides]
         trial = _ordered((*(one for one in chosen if one not in rivals), method))
         try:
             if context.seconds_left <= 0:

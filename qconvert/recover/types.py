@@ -25,6 +25,9 @@ from qconvert.session import Feeds
 STORED = 128_000_000
 """Bytes of values between layers that are held in memory; more go to a temporary file."""
 
+LEVELS, BIASES = "levels of weights", "biases"
+"""What methods decide, each in their own way."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -113,7 +116,7 @@ class Method(ABC):
         place: Its turn among methods of its kind, the least first.
         slow: Whether it takes minutes where others take seconds.
         usual: Whether ``auto`` tries it.
-        decides: What methods decide each in their own way, so that a model gets one of them; "" where others add to it.
+        decides: What methods decide each in their own way, so that a model gets one of them.
     """
 
     name: ClassVar[str]
@@ -121,7 +124,7 @@ class Method(ABC):
     place: ClassVar[int] = 0
     slow: ClassVar[bool] = True
     usual: ClassVar[bool] = True
-    decides: ClassVar[str] = ""
+    decides: ClassVar[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True)

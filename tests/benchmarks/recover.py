@@ -1,7 +1,7 @@
 """The table of methods that win back accuracy, as Markdown: every method at every width, on samples that none saw.
 
     python -m tests.benchmarks.recover [CASE ...] [--methods M ...] [--widths W ...] [--calibrator C]
-                                       [--calibrate N] [--evaluate N] [--budget SECONDS]
+                                       [--weight-calibrator C] [--calibrate N] [--evaluate N] [--budget SECONDS]
 
 Methods are those of ``--recover``, several as ``equalize+bias``, beside ``none`` and ``auto``. A model is calibrated
 once; each cell is quantized in a process of its own, whose seconds (the whole of ``quantize``, its proof included) and
@@ -39,6 +39,7 @@ class Cell:
         methods: Names joined by ``+``.
         width: A name of ``WIDTHS``.
         calibrator: Of activations.
+        weight_calibrator: Of weights.
         budget: Seconds after which no other method is begun; None: no limit.
     """
 
@@ -48,6 +49,7 @@ class Cell:
     methods: str
     width: str
     calibrator: str
+    weight_calibrator: str
     budget: float | None
 
 
@@ -68,7 +70,8 @@ class Filled:
 def quantized(cell: Cell) -> tuple[float, float]:
     """Quantizes, in a process of its own: its seconds and the most MB that the process held."""
     names = () if cell.methods == NONE else cell.methods.split("+")
-    policy = Policy().override(calibrator=cell.calibrator, recover=names, **WIDTHS[cell.width])
+    by = {"calibrator": cell.calibrator, "weight_calibrator": cell.weight_calibrator}
+    policy = Policy().override(recover=names, **by, **WIDTHS[cell.width])
     calibrated, start = calibration.load(cell.calibrated), time.monotonic()
     pipeline.quantize(cell.model, calibrated, output=cell.output, policy=policy, budget=cell.budget, force=True)
     return time.monotonic() - start, peak() / 1e6
@@ -94,14 +97,15 @@ def table(case: Case, wish: argparse.Namespace, folder: Path) -> None:
     samples = pipeline.calibrate(
         case.model, case.calibration, preprocess=case.preprocess, limit=wish.calibrate, output=stored
     ).samples
-    about = f"ranges by {wish.calibrator} from {samples} samples, figures from at most {wish.evaluate} others"
+    about = f"ranges by {wish.calibrator} (weights: {wish.weight_calibrator}) from {samples} samples, figures from at most {wish.evaluate} others"
     write(
         f"### {case.name}: {about}\n\n| method | {' | '.join(wish.widths)} |\n| --- |{' ---: |' * len(wish.widths)}\n"
     )
     for methods in wish.methods:
         write(f"| {methods} |")
         for width in wish.widths:
-            cell = Cell(case.model, stored, output, methods, width, wish.calibrator, wish.budget)
+            by = wish.calibrator, wish.weight_calibrator
+            cell = Cell(case.model, stored, output, methods, width, *by, wish.budget)
             write(f" {shown(partial(filled, case, cell, wish.evaluate))} |")
         write("\n")
     write("\n")
@@ -114,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="*", default=(NONE, *METHODS, AUTO), metavar="M", help="rows")
     parser.add_argument("--widths", nargs="*", default=tuple(WIDTHS), metavar="W", help="columns")
     parser.add_argument("--calibrator", default="average", metavar="C", help="of the activations")
+    parser.add_argument("--weight-calibrator", default="minmax", metavar="C", help="of the weights")
     parser.add_argument("--calibrate", type=int, default=128, metavar="N", help="samples to calibrate on, at most")
     parser.add_argument("--evaluate", type=int, default=300, metavar="N", help="samples to judge by, at most")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="after which a cell begins no other method")
