@@ -70,8 +70,8 @@ class Filled:
 def quantized(cell: Cell) -> tuple[float, float]:
     """Quantizes, in a process of its own: its seconds and the most MB that the process held."""
     names = () if cell.methods == NONE else cell.methods.split("+")
-    by = {"calibrator": cell.calibrator, "weight_calibrator": cell.weight_calibrator}
-    policy = Policy().override(recover=names, **by, **WIDTHS[cell.width])
+    policy = Policy().override(calibrator=cell.calibrator, recover=names, **WIDTHS[cell.width])
+    policy = policy.override(weight_calibrator=cell.weight_calibrator)
     calibrated, start = calibration.load(cell.calibrated), time.monotonic()
     pipeline.quantize(cell.model, calibrated, output=cell.output, policy=policy, budget=cell.budget, force=True)
     return time.monotonic() - start, peak() / 1e6
@@ -97,7 +97,8 @@ def table(case: Case, wish: argparse.Namespace, folder: Path) -> None:
     samples = pipeline.calibrate(
         case.model, case.calibration, preprocess=case.preprocess, limit=wish.calibrate, output=stored
     ).samples
-    about = f"ranges by {wish.calibrator} (weights: {wish.weight_calibrator}) from {samples} samples, figures from at most {wish.evaluate} others"
+    about = f"ranges by {wish.calibrator} (weights: {wish.weight_calibrator}) from {samples} samples"
+    about += f", figures from at most {wish.evaluate} others"
     write(
         f"### {case.name}: {about}\n\n| method | {' | '.join(wish.widths)} |\n| --- |{' ---: |' * len(wish.widths)}\n"
     )
