@@ -19,6 +19,7 @@ from qconvert.recover.equalize import Equalization
 from qconvert.recover.gptq import Gptq
 from qconvert.recover.hqq import Hqq
 from qconvert.recover.lowrank import LowRank
+from qconvert.recover.rotate import Rotation
 from qconvert.recover.smooth import Smoothing
 from qconvert.recover.trials import Recovered, Tried, recover_all, recover_best, win_back
 from qconvert.recover.types import Context, Method, Rewrite, Rewritten, Step, Work
@@ -30,6 +31,7 @@ METHODS: Mapping[str, type[Method]] = {
         Hqq,
         LowRank,
         Equalization,
+        Rotation,
         Smoothing,
         Awq,
         Gptq,
