@@ -190,6 +190,19 @@ def test_a_gain_of_0_with_a_bias_is_refused() -> None:
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
 
 
+def test_what_is_in_a_body_is_left_and_said() -> None:
+    body = """
+        y = If (c) <
+          then_branch = yes () => (float[1,5,8] a) { t = Add (x, x)\n a = LayerNormalization <axis = -1> (t, g1) },
+          else_branch = no () => (float[1,5,8] b) { b = Relu (x) }
+        >
+    """
+    graph = model(body, inputs="float[1,5,8] x, bool c", outputs="float[1,5,8] y", weights=WEIGHTS)
+    prepare(graph, ())
+    found = Rotation().rewrite(graph, Context([{"x": np.ones((1, 5, 8), np.float32), "c": np.array(True)}]))
+    assert "1 left out, inside a body of If (t)" in found.notes[0]
+
+
 def test_an_output_of_the_model_is_not_turned() -> None:
     graph = network(LOOKED_UP, BLOCK, LAYER_NORM, MLP, END, outputs="float[1,3] y, float[1,5,8] s2")
     assert not Rotation().rewrite(graph, Context([ids(0)])).changed

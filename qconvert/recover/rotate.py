@@ -118,7 +118,10 @@ def find_streams(model: ir.Model) -> tuple[list[Stream], dict[str, str]]:
         readers = [by_node[use.node] for use in value.uses() if use.node in by_node]
         normed = any(one.op_type in NORMS or _is_square(one) or _over_rows(one, SUMS) for one in readers)
         size = _last(value)
-        if not (joins and normed) or op.subgraph or value in seen or size is None or size <= 2:
+        if not (joins and normed) or value in seen or size is None or size <= 2:
+            continue
+        if op.subgraph:
+            refused[op.name] = f"inside a body of {op.subgraph.partition('(')[0]}"
             continue
         stream = Stream(op.name, size)
         try:
