@@ -20,7 +20,7 @@ from qconvert.histogram import (
     Histogram,
     SampleRanges,
     TensorStats,
-    exact_sum,
+    exact,
     grid_exponent,
     stride,
 )
@@ -204,7 +204,7 @@ def _of_samples(index: npt.NDArray[np.int64], low: _Floats, high: _Floats) -> Te
         low=float(low.min()),
         high=float(high.max()),
         samples=index.size,
-        low_sum=exact_sum(low),
-        high_sum=exact_sum(high),
+        low_sum=sum(map(exact, low.tolist())),
+        high_sum=sum(map(exact, high.tolist())),
         ranges=SampleRanges.of(index, low, high),
     )

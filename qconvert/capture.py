@@ -12,7 +12,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -120,9 +120,9 @@ class _Tally:
     def add(self, part: _Part) -> None:
         """A thread's statistics and the samples in them; called by one thread at a time."""
         for name, stats in zip(part.names, part.whole.stats(), strict=True):
-            self.stats[name] = self.stats[name] + stats if name in self.stats else stats
+            _add(self.stats, name, stats)
         for name, channels in part.channels.items():
-            self.channels[name] = self.channels.get(name, ChannelStats()) + channels.stats()
+            _add(self.channels, name, channels.stats())
         self.done.update(part.done)
         if time.monotonic() - self.kept >= CHECKPOINT_SECONDS:
             self.checkpoint()
@@ -137,6 +137,14 @@ class _Tally:
     def next_pass(self) -> None:
         """All samples of a pass are done."""
         self.passes, self.done = self.passes + 1, set()
+
+
+_S = TypeVar("_S", TensorStats, ChannelStats)
+
+
+def _add(sums: dict[str, _S], name: str, part: _S) -> None:
+    """Adds to what there is; nothing and a part are that part, and need no sum of histograms."""
+    sums[name] = sums[name] + part if name in sums else part
 
 
 def _pass(model: ir.Model, tally: _Tally, number: int, way: Way, samples: SampleSet) -> Visit:

@@ -139,15 +139,6 @@ def exact(value: float) -> int:
     return int(float(value) * 2.0**-MIN_EXPONENT)
 
 
-def exact_sum(values: npt.NDArray[np.float32]) -> int:
-    """``sum(map(exact, values))`` of at most ``2**28`` finite float32, at a tenth of its cost."""
-    bits = values.view(np.int32)
-    exponents = (bits >> 23) & 0xFF
-    digits = (bits & 0x7FFFFF) | ((exponents > 0) << 23)
-    sums = np.bincount(np.maximum(exponents - 1, 0), np.where(bits < 0, -digits, digits))  # exact: below 2**53
-    return sum(int(sums[shift]) << shift for shift in np.flatnonzero(sums).tolist())
-
-
 RECORDED = 1024
 """The ranges of so many samples are kept one by one, those of the lowest numbers."""
 

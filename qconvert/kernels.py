@@ -48,6 +48,12 @@ def compiled(signature: object) -> Callable[[_F], _F]:
     return compiler
 
 
+@compiled(numba.int32(numba.float32, numba.float32))
+def _bin(value: np.float32, scale: np.float32) -> np.int32:
+    """The bin of a value: that of its magnitude, negatives ``BINS`` further."""
+    return np.int32(np.int32(abs(value) * scale) | (np.int32(value < np.float32(0)) << _SIGN_SHIFT))
+
+
 @compiled(numba.int64(_VALUES, numba.float32, numba.uint16[:, ::1]))
 def fill(values: npt.NDArray[np.float32], scale: np.float32, tables: npt.NDArray[np.uint16]) -> int:
     """Adds at most ``BLOCK`` finite values to empty ``tables`` ``[TABLES, 2 * BINS]``; how many of them are 0.
@@ -61,7 +67,7 @@ def fill(values: npt.NDArray[np.float32], scale: np.float32, tables: npt.NDArray
     for start in range(0, whole, _CHUNK):
         for i in range(_CHUNK):
             v = values[start + i]
-            index[i] = np.int32(abs(v) * scale) | (np.int32(v < zero) << _SIGN_SHIFT)
+            index[i] = _bin(v, scale)
             none += np.int32(v == zero)
         for i in range(0, _CHUNK, TABLES):
             tables[0, index[i]] += np.uint16(1)
@@ -70,7 +76,7 @@ def fill(values: npt.NDArray[np.float32], scale: np.float32, tables: npt.NDArray
             tables[3, index[i + 3]] += np.uint16(1)
     for i in range(whole, values.size):
         v = values[i]
-        tables[0, np.int32(abs(v) * scale) | (np.int32(v < zero) << _SIGN_SHIFT)] += np.uint16(1)
+        tables[0, _bin(v, scale)] += np.uint16(1)
         none += np.int32(v == zero)
     return int(none)
 
@@ -178,8 +184,7 @@ def reduce_all(  # noqa: PLR0917 - numba takes no keywords at this speed
         else:
             for v in chosen:  # too few for tables to pay
                 zeros[tensor] += int(v == 0)
-                place = np.int32(abs(v) * scales[tensor]) | (np.int32(v < np.float32(0)) << _SIGN_SHIFT)
-                counts[tensor, place] += 1
+                counts[tensor, _bin(v, scales[tensor])] += 1
 
 
 @compiled(numba.int64(numba.types.Array(numba.uint32, 1, "C", readonly=True), numba.uint8[::1], numba.uint32[::1]))

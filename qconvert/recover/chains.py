@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qconvert.graph import Operator, attributes, constant, operand, operators
+from qconvert.plan import Site
 from qconvert.plan.operands import clamp_bounds
 from qconvert.recover.bias import bias_place
 from qconvert.recover.edits import in_bodies
@@ -129,6 +130,11 @@ def own_weight(op: Operator) -> Array | None:
     if value is None or array is None or len(tuple(value.uses())) != 1 or value.is_graph_output():
         return None
     return array if array.dtype == np.float32 and array.ndim >= 2 else None
+
+
+def weight_site(op: Operator) -> Site:
+    """Where an operator reads its weight."""
+    return Site(op.name, OP_RULES[op.op_type].weight or 0)
 
 
 def _is_own(value: ir.Value, size: int) -> bool:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qconvert.errors import PlanError
-from qconvert.graph import add_constant, constant, operand, operators
+from qconvert.graph import Operator, add_constant, constant, operand, operators
 from qconvert.numerics import fake_quantize
 from qconvert.plan import Entry, Plan, Site
 from qconvert.prepare import raise_opset
@@ -32,7 +32,12 @@ def nodes_of(graph: ir.Model) -> dict[str, ir.Node]:
 def in_bodies(graph: ir.Model) -> dict[str, str]:
     """The heavy operators that no method changes, since what they read is not seen from outside: why, by name."""
     inner = (op for op in operators(graph) if op.subgraph and op.op_type in HEAVY)
-    return {op.name: f"inside a body of {op.subgraph.partition('(')[0]}" for op in inner}
+    return {op.name: body_of(op) for op in inner}
+
+
+def body_of(op: Operator) -> str:
+    """Where an operator of a body is, as the end of a sentence."""
+    return f"inside a body of {op.subgraph.partition('(')[0]}"
 
 
 def set_constant(nodes: Mapping[str, ir.Node], plan: Plan, sites: Sequence[Site], array: Array) -> Plan:

@@ -24,11 +24,11 @@ import onnx_ir as ir
 from qconvert.choose.observe import Observer
 from qconvert.graph import Operator, attributes, constant, operand
 from qconvert.plan import Site
-from qconvert.recover.chains import Chain, find_chains, own_weight
+from qconvert.recover.chains import Chain, find_chains, own_weight, weight_site
 from qconvert.recover.edits import NO_PLAN, nodes_of, set_constant
 from qconvert.recover.scaling import Array, Floats, largest, over_inputs, over_outputs
 from qconvert.recover.types import Context, Rewrite, Rewritten, said
-from qconvert.rules import OP_RULES, channels
+from qconvert.rules import channels
 
 SAME = 1e-3
 """Scales nearer to 1 than this change nothing."""
@@ -134,7 +134,7 @@ def scale_chain(nodes: Mapping[str, ir.Node], chain: Chain, scale: Floats) -> No
     """Divides the channels of a chain by ``scale``, and multiplies them again where they are read."""
     for op, factor in ((chain.first, 1 / scale), (chain.second, np.repeat(scale, chain.repeats))):
         over = over_outputs if op is chain.first else over_inputs
-        site = Site(op.name, OP_RULES[op.op_type].weight or 0)
+        site = weight_site(op)
         array = constant(operand(nodes[op.name], site.operand))
         if array is not None:
             by_element = over(op.op_type, array.shape, attributes(op.node), factor)

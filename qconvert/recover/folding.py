@@ -11,12 +11,15 @@ import onnx_ir as ir
 
 from qconvert.graph import Operator, attributes, constant, is_constant, operand
 from qconvert.plan import Site
-from qconvert.recover.chains import own_weight
+from qconvert.recover.chains import own_weight, weight_site
 from qconvert.recover.edits import NO_PLAN, set_constant
 from qconvert.recover.scaling import over_outputs
-from qconvert.rules import OP_RULES, channels
+from qconvert.rules import channels
 
 _ByNode = Mapping[ir.Node, Operator]
+
+NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+"""Operators that normalize along their last axis, with gains at operand 1 and, if at all, biases at operand 2."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,11 @@ class Fold:
             if array is not None:
                 set_constant(nodes, NO_PLAN, (site,), (array / scale).astype(np.float32))
         for op in self.weights:
-            position = OP_RULES[op.op_type].weight or 0
-            array = constant(operand(nodes[op.name], position))
+            site = weight_site(op)
+            array = constant(operand(nodes[op.name], site.operand))
             if array is not None:
                 factor = over_outputs(op.op_type, array.shape, attributes(op.node), 1 / scale)
-                set_constant(nodes, NO_PLAN, (Site(op.name, position),), (array * factor).astype(np.float32))
+                set_constant(nodes, NO_PLAN, (site,), (array * factor).astype(np.float32))
 
 
 def find_fold(value: ir.Value, size: int, by_node: _ByNode) -> Fold | str:
@@ -149,7 +152,7 @@ _FOLDS: Mapping[str, Callable[[Operator, int, _ByNode, ir.Value], Fold | str]] =
     "Mul": _mul,
     "MatMul": _linear,
     "Gemm": _linear,
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), _normalization),
+    **dict.fromkeys(NORMS, _normalization),
     **dict.fromkeys(("Relu", "LeakyRelu", "Identity", "Dropout"), _passed),
 }
 """How what an operator of a type makes is divided."""

@@ -22,13 +22,12 @@ import onnx_ir as ir
 from qconvert.choose.observe import Observer
 from qconvert.graph import Operator, attributes, constant, operand, operators
 from qconvert.numerics import QuantParams, QuantType, fake_quantize, params_from_range
-from qconvert.plan import Site
-from qconvert.recover.chains import own_weight
+from qconvert.recover.chains import own_weight, weight_site
 from qconvert.recover.edits import NO_PLAN, in_bodies, nodes_of, set_constant
 from qconvert.recover.folding import Fold, find_fold
 from qconvert.recover.scaling import Floats, over_inputs
 from qconvert.recover.types import Context, Rewrite, Rewritten, said
-from qconvert.rules import OP_RULES, channels
+from qconvert.rules import channels
 
 Reals = npt.NDArray[np.float32]
 
@@ -188,14 +187,14 @@ def _reads_rows(op: Operator, value: ir.Value) -> bool:
 
 def _columns(op: Operator) -> Reals:
     """The weight of a Linear as ``[C, O]``."""
-    array = constant(operand(op.node, OP_RULES[op.op_type].weight or 0))
+    array = constant(operand(op.node, weight_site(op).operand))
     turned = op.op_type == "Gemm" and attributes(op.node).get("transB")
     return np.asarray(array.T if turned else array, np.float32) if array is not None else np.zeros((0, 0), np.float32)
 
 
 def _multiply(nodes: Mapping[str, ir.Node], op: Operator, scale: Floats) -> None:
     """Multiplies the input channels of a weight."""
-    site = Site(op.name, OP_RULES[op.op_type].weight or 0)
+    site = weight_site(op)
     array = constant(operand(nodes[op.name], site.operand))
     if array is not None:
         factor = over_inputs(op.op_type, array.shape, attributes(op.node), scale)

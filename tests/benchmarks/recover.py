@@ -70,8 +70,9 @@ class Filled:
 def quantized(cell: Cell) -> tuple[float, float]:
     """Quantizes, in a process of its own: its seconds and the most MB that the process held."""
     names = () if cell.methods == NONE else cell.methods.split("+")
-    policy = Policy().override(calibrator=cell.calibrator, recover=names, **WIDTHS[cell.width])
-    policy = policy.override(weight_calibrator=cell.weight_calibrator)
+    policy = Policy().override(
+        calibrator=cell.calibrator, weight_calibrator=cell.weight_calibrator, recover=names, **WIDTHS[cell.width]
+    )
     calibrated, start = calibration.load(cell.calibrated), time.monotonic()
     pipeline.quantize(cell.model, calibrated, output=cell.output, policy=policy, budget=cell.budget, force=True)
     return time.monotonic() - start, peak() / 1e6
