@@ -58,6 +58,7 @@ def recover(
         calibrated.stats,
         activations=QUANT_TYPES[asked.activations.dtype or target.activations[0]],
         weights=QUANT_TYPES[asked.weights.dtype or target.weights[0]],
+        per_channel=asked.weights.scheme != "per-tensor",
         only=asked_only(policy, graph),
         deadline=deadline,
         listener=listener,

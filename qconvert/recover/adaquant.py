@@ -20,15 +20,12 @@ from typing import ClassVar
 import numpy as np
 
 from qconvert.numerics import QuantParams
+from qconvert.recover.adam import Adam
 from qconvert.recover.grids import Shares, shares, with_scales
 from qconvert.recover.moments import Moments
 from qconvert.recover.rounding import Chosen, Rounding
 from qconvert.recover.rows import Floats, Rows
 from qconvert.recover.types import LEVELS
-from qconvert.rounding_kernels import FIRST, SECOND
-
-_EPSILON = 1e-30
-"""Keeps variables without a gradient where they are."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class AdaQuant(Rounding):
         known, lattice = shares(rows, params), rows.lattice(params)
         target, gram = seen.target(weight), seen.damped.astype(np.float32)  # half the time, and as good
         start = params.scale.reshape(-1).astype(np.float64)
-        u, factor = _Adam.at_rest(target / lattice.scale), _Adam.at_rest(np.ones(known.count))
+        u, factor = Adam.at_rest(target / lattice.scale), Adam.at_rest(np.ones(known.count))
         best = _Best(np.full(known.count, np.inf), lattice.nearest(weight), start)
         for step in range(self.steps + 1):
             levels = np.clip(np.rint(u.value), lattice.first, lattice.last)
@@ -87,26 +84,3 @@ class _Best:
             np.where(better[known.owner][:, :, None], levels, self.levels),
             np.where(better[known.owner_of_scale], scale, self.scale),
         )
-
-
-@dataclass(frozen=True)
-class _Adam:
-    """Variables on their way down: Kingma & Ba 2014, arXiv:1412.6980."""
-
-    value: Floats
-    mean: Floats
-    square: Floats
-    steps: int = 0
-
-    @classmethod
-    def at_rest(cls, value: Floats) -> _Adam:
-        """Where they start."""
-        return cls(value, np.zeros_like(value), np.zeros_like(value))
-
-    def descend(self, gradient: Floats, rate: float) -> _Adam:
-        """One step; a gradient's magnitude does not count."""
-        count = self.steps + 1
-        mean = FIRST * self.mean + (1 - FIRST) * gradient
-        square = SECOND * self.square + (1 - SECOND) * gradient * gradient
-        size = np.sqrt(square / (1 - SECOND**count)) + _EPSILON
-        return _Adam(self.value - rate * mean / (1 - FIRST**count) / size, mean, square, count)

@@ -1,11 +1,16 @@
-"""Cross-layer equalization: channels between two layers are scaled so that both weights have even ranges.
+"""Cross-layer equalization: channels between two layers are scaled so that both can be quantized with less noise.
 
 Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721,
 section 4.1. For a positively homogeneous f, ``W2 f(W1 x + b1) = (W2 S) f(S^-1 W1 x + S^-1 b1)``. With r1 the greatest
 magnitude of each row of W1 and r2 that of each column of W2, ``s = sqrt(r1 / r2)`` makes them equal; over all pairs
 again and again until nothing changes.
 
-What differs, so that the float model computes what it did: a ReLU6 stays. Channels that reach its bound keep their
+That knows the weights only. ``noise`` knows the samples, too, and finds the scales with the least noise on them, but
+gives channels that other samples widen too little room. So each channel gets the geometric mean of the two. Measured on
+MobileNetV2, 64 samples, ``gptq`` behind it, on 100 others, dB, even ranges / least noise / the mean: 8 bits per tensor
+22.2 / 22.5 / 22.8; per channel 23.7 / 22.6 / 23.6; 4-bit weights 10.1 / - / 10.3.
+
+What else differs, so that the float model computes what it did: a ReLU6 stays. Channels that reach its bound keep their
 scale, others stay below it with room to spare. And no channel's activations grow beyond the range of their tensor,
 which a channel of tiny weights and a large bias otherwise does. The absorption of high biases (section 4.1.3) is left
 out for that reason: it would have little to narrow, 4 of the 90 tensors between layers of four convolutional networks,
@@ -15,7 +20,7 @@ at the price of outputs that differ at padded borders and for samples that were 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -26,29 +31,42 @@ from qconvert.graph import Operator, attributes, constant, operand
 from qconvert.plan import Site
 from qconvert.recover.chains import Chain, find_chains, own_weight, weight_site
 from qconvert.recover.edits import NO_PLAN, nodes_of, set_constant
+from qconvert.recover.noise import POWER, Grids, Linear, Link, quietest
+from qconvert.recover.rows import Rows
 from qconvert.recover.scaling import Array, Floats, largest, over_inputs, over_outputs
 from qconvert.recover.types import Context, Rewrite, Rewritten, said
-from qconvert.rules import channels
+from qconvert.rules import Channels, channels
 
 SAME = 1e-3
 """Scales nearer to 1 than this change nothing."""
 
+APART = 16.0
+"""By which factor the scale with the least noise may differ from that of even ranges: few samples say little about a
+channel that is hardly ever active."""
+
+SILENCE = 1e-12
+"""The least range that a channel has, so that it has a logarithm."""
+
 
 @dataclass(frozen=True)
 class Equalization(Rewrite):
-    """Makes the ranges of neighbouring weights even.
+    """Makes the ranges of neighbouring weights even, as far as that leaves little noise.
 
     Attributes:
         sweeps: How often all pairs are gone through, at most.
+        steps: Steps towards the least noise.
+        rate: How long the first is, in logarithms of scales.
         room: How many times what was seen a channel may reach before a Clip that it did not reach clips it.
-            With 1.5 the outputs of MobileNetV2 stay within 1e-6 on samples that were not seen, with 1.25 they do not.
+            With 1.75 and 64 samples the outputs of MobileNetV2 stay within 2e-6 on 100 others, with 1.5 all but one.
         samples: With fewer, ``room`` is this number over theirs: other samples reach further beyond those few.
     """
 
     name: ClassVar[str] = "equalize"
     title: ClassVar[str] = "cross-layer equalization: even ranges of neighbouring weights"
     sweeps: int = 40
-    room: float = 1.5
+    steps: int = 300
+    rate: float = 0.05
+    room: float = 1.75
     samples: int = 64
 
     def rewrite(self, model: ir.Model, context: Context) -> Rewritten:
@@ -59,14 +77,15 @@ class Equalization(Rewrite):
         chains = [chain for chain, why in zip(chains, reasons, strict=True) if not why]
         if not chains:
             return Rewritten(model, (), (said(self.name, 0, refused),))
-        highest, lowest = _extremes(model, chains, context)
+        seen = _see(model, chains, context)
         room = max(self.room, self.samples / len(context.probes))
-        pairs = [_pair(chain, low, high, room) for chain, low, high in zip(chains, lowest, highest, strict=True)]
+        pairs = [_pair(chain, ends, room) for chain, ends in zip(chains, seen.ends, strict=True)]
         ops = {op.name: op for chain in chains for op in (chain.first, chain.second)}
         found = {name: own_weight(op) for name, op in ops.items()}
         weights = {name: np.abs(array).astype(np.float64) for name, array in found.items() if array is not None}
-        owners = {name: _owners(op, weights[name].shape) for name, op in ops.items()}
-        scales, sweeps = equalizing(pairs, weights, owners, sweeps=self.sweeps)
+        owners = {name: owners_of(op, weights[name].shape) for name, op in ops.items()}
+        even, sweeps = equalizing(pairs, weights, owners, sweeps=self.sweeps)
+        scales = self._quieter(chains, pairs, even, seen, context)
         copy = model.clone()
         nodes = nodes_of(copy)
         for chain, scale in zip(chains, scales, strict=True):
@@ -77,6 +96,23 @@ class Equalization(Rewrite):
         if held:
             notes.append(f"equalize: {held} channels reach the bound of their Clip and keep their scale")
         return Rewritten(copy, changed, tuple(notes))
+
+    def _quieter(
+        self, chains: Sequence[Chain], pairs: Sequence[Pair], even: Sequence[Floats], seen: _Seen, context: Context
+    ) -> list[Floats]:
+        """The mean of the scales that make ranges even and those that leave the least noise."""
+        grids = Grids(context.per_channel, 2**context.weights.bits - 1, 2**context.activations.bits - 1)
+        reaches = [ends[1] - ends[0] for ends in seen.ends]
+        links = [
+            Link(np.maximum(reach, SILENCE), chain.repeats, pair.least, pair.fixed)
+            for chain, pair, reach in zip(chains, pairs, reaches, strict=True)
+        ]
+        quiet = quietest(links, _linears(chains, seen), grids, steps=self.steps, rate=self.rate)
+        apart = [np.clip(one / other, 1 / APART, APART) for one, other in zip(quiet, even, strict=True)]
+        return [
+            other * np.where(reach.any(0), np.sqrt(one), 1.0)
+            for one, other, reach in zip(apart, even, reaches, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -146,7 +182,7 @@ def scale_chain(nodes: Mapping[str, ir.Node], chain: Chain, scale: Floats) -> No
         set_constant(nodes, NO_PLAN, (site,), (bias / scale.reshape(bias.shape)).astype(np.float32))
 
 
-def _owners(op: Operator, shape: tuple[int, ...]) -> tuple[Array, Array]:
+def owners_of(op: Operator, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """The input and the output channel of each element of a weight."""
     keys = attributes(op.node)
     read, made = channels(op.op_type, shape, keys)
@@ -156,9 +192,10 @@ def _owners(op: Operator, shape: tuple[int, ...]) -> tuple[Array, Array]:
     )
 
 
-def _pair(chain: Chain, low: Floats, high: Floats, room: float) -> Pair:
-    """The limits of a chain whose channels were seen to reach from ``low`` to ``high``."""
+def _pair(chain: Chain, ends: Array, room: float) -> Pair:
+    """The limits of a chain whose channels were seen to reach so far."""
     bottom, top = chain.bounds
+    low, high = ends[0].min(0), ends[1].max(0)
     share = np.maximum(high / top, low / bottom)  # of what its Clip lets pass; 0 without one
     reach = np.maximum(high, -low)
     fixed = share >= 1 / room
@@ -178,15 +215,79 @@ def _values(chain: Chain) -> list[ir.Value]:
     return [chain.first.node.outputs[0], chain.bias[0].outputs[0], *(node.outputs[0] for node in chain.between)]
 
 
-def _extremes(model: ir.Model, chains: Sequence[Chain], context: Context) -> tuple[list[Floats], list[Floats]]:
-    """The greatest and the least value of each channel, and 0, in the samples."""
-    names = [_watched(chain) for chain in chains]
+@dataclass(frozen=True)
+class _Seen:
+    """What samples show.
+
+    Attributes:
+        ends: The least and the greatest value of each channel of each chain in each sample, or 0, ``[2, n, C]``.
+        energy: The mean square of each channel that an operator reads, ``[I]``, by its name.
+        signal: Those of what it makes, added up.
+    """
+
+    ends: Sequence[Floats]
+    energy: Mapping[str, Floats]
+    signal: Mapping[str, float]
+
+
+def _see(model: ir.Model, chains: Sequence[Chain], context: Context) -> _Seen:
+    ops = {op.name: op for chain in chains for op in (chain.first, chain.second)}
+    watched = [_watched(chain) for chain in chains]
+    around = {
+        name: tuple(value.name or "" for value in (*op.node.inputs[:1], op.node.outputs[0]) if value)
+        for name, op in ops.items()
+    }
+    names = list(dict.fromkeys([*watched, *(name for pair in around.values() for name in pair)]))
     observe = Observer(model, names)
-    high, low = ([np.zeros(chain.size) for chain in chains] for _ in range(2))
+    ends: list[list[Floats]] = [[] for _ in chains]
+    energy = {name: np.zeros(_channels(op)[0].size) for name, op in ops.items()}
+    signal = dict.fromkeys(ops, 0.0)
     for probe in context.probes:
         found = observe(names, probe)
-        for index, (chain, name) in enumerate(zip(chains, names, strict=True)):
+        for index, (chain, name) in enumerate(zip(chains, watched, strict=True)):
             rows = np.moveaxis(found[name], chain.axis, 0).reshape(chain.size, -1)
-            high[index] = np.maximum(high[index], rows.max(1))
-            low[index] = np.minimum(low[index], rows.min(1))
-    return high, low
+            ends[index].append(np.stack([np.minimum(rows.min(1), 0), np.maximum(rows.max(1), 0)]).astype(np.float64))
+        for name, (read, made) in around.items():
+            where, rows = _channels(ops[name]), found[read]
+            rows = np.moveaxis(rows, where[0].axis, 0).reshape(where[0].size, -1)
+            energy[name] += np.square(rows, dtype=np.float64).mean(1) / len(context.probes)
+            power = float(np.square(found[made], dtype=np.float64).mean())
+            signal[name] += power * where[1].size / len(context.probes)
+    return _Seen([np.stack(parts, 1) for parts in ends], energy, signal)
+
+
+def _channels(op: Operator) -> tuple[Channels, ...]:
+    """Those that an operator reads and makes."""
+    weight = own_weight(op)
+    return channels(op.op_type, weight.shape if weight is not None else (), attributes(op.node))
+
+
+def _linears(chains: Sequence[Chain], seen: _Seen) -> list[Linear]:
+    """The layers of chains, those that make nothing but 0 left out."""
+    made = {chain.first.name: index for index, chain in enumerate(chains)}
+    read = {chain.second.name: index for index, chain in enumerate(chains)}
+    ops = {op.name: op for chain in chains for op in (chain.first, chain.second)}
+    found: dict[str, Linear] = {}
+    for name, op in ops.items():
+        weight, signal = own_weight(op), seen.signal[name]
+        if weight is None or signal <= 0:
+            continue
+        matrix = np.abs(weight).reshape(-1, *weight.shape[-2:]).max(0) if op.op_type == "MatMul" else np.abs(weight)
+        rows = Rows(op.op_type, matrix.shape, attributes(op.node)).split(matrix)
+        taps = rows.reshape(*rows.shape[:2], seen.energy[name].size // len(rows), -1)
+        peak = np.where(rows.any(2), rows.max(2), 1.0).astype(np.float64)
+        found[name] = Linear(
+            peak,
+            (taps.max(3) / peak[:, :, None]).astype(np.float32) ** POWER,
+            np.square(taps, dtype=np.float64).sum((1, 3)) / signal,
+            seen.energy[name].reshape(len(rows), -1) * taps.shape[3],
+            np.full(peak.shape, 1 / signal),
+            read.get(name),
+            made.get(name),
+        )
+    for chain in chains:
+        if chain.first.name in found and chain.second.name in found:
+            first, second = found[chain.first.name], found[chain.second.name]
+            counts = second.gain.reshape(-1, chain.repeats).sum(1).reshape(first.peak.shape)
+            found[chain.first.name] = replace(first, counts=counts)
+    return list(found.values())

@@ -39,6 +39,7 @@ class Context:
         seed: Of whatever is drawn at random.
         activations: The type that most of them get.
         weights: Likewise.
+        per_channel: Whether each output of a weight has a scale of its own.
         group_size: Of the inputs of a MatMul or Gemm that share a scale; None where all inputs of an output do.
         stored: Bytes of values between layers that may be held in memory.
         damping: How little inputs are trusted: share of the mean of their squares that is added to each (``Moments``).
@@ -52,6 +53,7 @@ class Context:
     seed: int = 0
     activations: QuantType = UINT8
     weights: QuantType = INT8
+    per_channel: bool = True
     group_size: int | None = None
     stored: int = STORED
     damping: float = DAMPING
