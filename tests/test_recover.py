@@ -42,8 +42,9 @@ from qconvert.recover.bias import BiasCorrection, correction, places
 from qconvert.recover.chains import find_chains
 from qconvert.recover.clip import Clipping
 from qconvert.recover.edits import nodes_of, set_constant, simulated
-from qconvert.recover.equalize import Equalization, Pair, equalizing, owners_of
+from qconvert.recover.equalize import Equalization, equalizing, owners_of
 from qconvert.recover.judge import Judge
+from qconvert.recover.noise import Link
 from qconvert.recover.restate import restate
 from qconvert.recover.scaling import largest, over_inputs, over_outputs
 from qconvert.recover.smooth import Smoothing, find_groups
@@ -452,26 +453,30 @@ def test_equalization_leaves_the_float_model_as_it_was(name: str) -> None:
     assert not np.array_equal(before, after)
 
 
+@pytest.mark.parametrize("limited", [False, True])
 @pytest.mark.parametrize("name", CHAINS)
-def test_ranges_become_even(name: str) -> None:
+def test_ranges_become_even_or_scales_reach_their_limit(name: str, limited: bool) -> None:
     chains, _ = find_chains(ready(CHAINS[name], CHAIN_WEIGHTS))
     ops = {op.name: op for chain in chains for op in (chain.first, chain.second)}
     weights = {name: np.abs(held(op.node, 1)).astype(np.float64) for name, op in ops.items()}
     owners = {name: owners_of(op, weights[name].shape) for name, op in ops.items()}
-    pairs = [
-        Pair(chain.first.name, chain.second.name, chain.repeats, np.zeros(chain.size), np.zeros(chain.size, np.bool_))
+    least = np.geomspace(0.05, 2, 8) if limited else np.zeros(8)
+    links = [
+        Link(chain.first.name, chain.second.name, chain.repeats, np.ones((1, 8)), least, np.zeros(8, np.bool_))
         for chain in chains
     ]
-    scales, _ = equalizing(pairs, weights, owners, sweeps=100)
-    for pair, scale in zip(pairs, scales, strict=True):
-        for made, read in zip(pairs, scales, strict=True):  # what other pairs scale, too
-            if made.second == pair.first:
-                weights[pair.first] = weights[pair.first] * read[owners[pair.first][0] // made.repeats]
-        one = largest(weights[pair.first], owners[pair.first][1], scale.size) / scale
-        after = [one_after for one_after, other in zip(scales, pairs, strict=True) if other.first == pair.second]
-        second = weights[pair.second] / (after[0][owners[pair.second][1]] if after else 1.0)
-        other = largest(second, owners[pair.second][0] // pair.repeats, scale.size) * scale
-        np.testing.assert_allclose(one, other, rtol=0.01)
+    scales, _ = equalizing(links, weights, owners, sweeps=100)
+    for link, scale in zip(links, scales, strict=True):
+        weights[link.first] = weights[link.first] / scale[owners[link.first][1]]
+        weights[link.second] = weights[link.second] * scale[owners[link.second][0] // link.repeats]
+    for link, scale in zip(links, scales, strict=True):
+        made = largest(weights[link.first], owners[link.first][1], 8)
+        read = largest(weights[link.second], owners[link.second][0] // link.repeats, 8)
+        bound = scale <= 1.01 * link.least
+        assert (scale >= link.least).all()
+        assert ((np.abs(np.log(made / read)) < 0.01) | bound).all()
+        assert (made[bound] <= 1.01 * read[bound]).all()
+        assert not bound.all()
 
 
 def test_planted_scales_no_longer_hurt_per_tensor() -> None:

@@ -36,8 +36,8 @@ def network(seed: int) -> tuple[list[Link], list[Linear]]:
     """Three layers in a row, the middle one in groups; the last reads each channel three times."""
     rng = np.random.default_rng(seed)
     links = [
-        Link(np.exp(rng.standard_normal((5, 8))), repeats, np.full(8, 0.05), np.zeros(8, np.bool_))
-        for repeats in (1, 3)
+        Link(first, second, repeats, np.exp(rng.standard_normal((5, 8))), np.full(8, 0.05), np.zeros(8, np.bool_))
+        for first, second, repeats in (("a", "b", 1), ("b", "c", 3))
     ]
     return links, [
         linear(rng, (1, 8, 4), None, 0),

@@ -35,6 +35,7 @@ from qconvert.graph import Operator, attributes, constant, operand
 from qconvert.numerics import INT32, QuantParams, bias_params
 from qconvert.plan import Plan, Site
 from qconvert.plan.operands import clamp_bounds, fused_clamp
+from qconvert.recover.scaling import by_channel
 from qconvert.recover.types import BIASES, Context, Step, Work
 from qconvert.recover.walk import Layer, Walk, change_layers, channel_axis
 from qconvert.rules import OP_RULES
@@ -166,8 +167,7 @@ def _trust(mean: Floats, means: Floats, weight: Floats) -> Floats:
 
 def _rows(values: Reals, layer: Layer, most: int, number: int) -> Reals:
     """Channels by positions, about so many elements at most of sample ``number``."""
-    axis = channel_axis(layer.op.op_type, values.ndim)
-    rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+    rows = by_channel(values, channel_axis(layer.op.op_type, values.ndim))
     count = max(most // len(rows), 1)
     return np.ascontiguousarray(rows if count >= rows.shape[1] else rows[:, places(rows.shape[1], count, number)])
 

@@ -33,7 +33,7 @@ from qconvert.recover.chains import Chain, find_chains, own_weight, weight_site
 from qconvert.recover.edits import NO_PLAN, nodes_of, set_constant
 from qconvert.recover.noise import POWER, Grids, Linear, Link, quietest
 from qconvert.recover.rows import Rows
-from qconvert.recover.scaling import Array, Floats, largest, over_inputs, over_outputs
+from qconvert.recover.scaling import Array, Floats, by_channel, largest, over_inputs, over_outputs
 from qconvert.recover.types import Context, Rewrite, Rewritten, said
 from qconvert.rules import Channels, channels
 
@@ -77,89 +77,81 @@ class Equalization(Rewrite):
         chains = [chain for chain, why in zip(chains, reasons, strict=True) if not why]
         if not chains:
             return Rewritten(model, (), (said(self.name, 0, refused),))
-        seen = _see(model, chains, context)
+        layers = _layers(chains)
+        seen = _see(model, chains, layers, context)
         room = max(self.room, self.samples / len(context.probes))
-        pairs = [_pair(chain, ends, room) for chain, ends in zip(chains, seen.ends, strict=True)]
-        ops = {op.name: op for chain in chains for op in (chain.first, chain.second)}
-        found = {name: own_weight(op) for name, op in ops.items()}
-        weights = {name: np.abs(array).astype(np.float64) for name, array in found.items() if array is not None}
-        owners = {name: owners_of(op, weights[name].shape) for name, op in ops.items()}
-        even, sweeps = equalizing(pairs, weights, owners, sweeps=self.sweeps)
-        scales = self._quieter(chains, pairs, even, seen, context)
+        links = [_link(chain, ends, room) for chain, ends in zip(chains, seen.ends, strict=True)]
+        weights = {name: layer.magnitudes for name, layer in layers.items()}
+        owners = {name: owners_of(layer.op, layer.magnitudes.shape) for name, layer in layers.items()}
+        even, sweeps = equalizing(links, weights, owners, sweeps=self.sweeps)
+        grids = Grids(context.per_channel, 2**context.weights.bits - 1, 2**context.activations.bits - 1)
+        quiet = quietest(links, _linears(links, layers, seen), grids, steps=self.steps, rate=self.rate)
+        scales = [_between(*found) for found in zip(links, even, quiet, strict=True)]
         copy = model.clone()
         nodes = nodes_of(copy)
         for chain, scale in zip(chains, scales, strict=True):
             scale_chain(nodes, chain, scale)
         changed = {value.name or "" for chain in chains for value in _values(chain)}
-        held = sum(int(pair.fixed.sum()) for pair in pairs)
+        held = sum(int(link.fixed.sum()) for link in links)
         notes = [said(self.name, len(chains), refused), f"equalize: scales settled in {sweeps} sweeps"]
         if held:
             notes.append(f"equalize: {held} channels reach the bound of their Clip and keep their scale")
         return Rewritten(copy, changed, tuple(notes))
 
-    def _quieter(
-        self, chains: Sequence[Chain], pairs: Sequence[Pair], even: Sequence[Floats], seen: _Seen, context: Context
-    ) -> list[Floats]:
-        """The mean of the scales that make ranges even and those that leave the least noise."""
-        grids = Grids(context.per_channel, 2**context.weights.bits - 1, 2**context.activations.bits - 1)
-        reaches = [ends[1] - ends[0] for ends in seen.ends]
-        links = [
-            Link(np.maximum(reach, SILENCE), chain.repeats, pair.least, pair.fixed)
-            for chain, pair, reach in zip(chains, pairs, reaches, strict=True)
-        ]
-        quiet = quietest(links, _linears(chains, seen), grids, steps=self.steps, rate=self.rate)
-        apart = [np.clip(one / other, 1 / APART, APART) for one, other in zip(quiet, even, strict=True)]
-        return [
-            other * np.where(reach.any(0), np.sqrt(one), 1.0)
-            for one, other, reach in zip(apart, even, reaches, strict=True)
-        ]
-
 
 @dataclass(frozen=True)
-class Pair:
-    """What limits the scales of a chain.
+class _Layer:
+    """An operator at either end of a chain.
 
     Attributes:
-        first: Name of the operator that makes the channels.
-        second: Of the one that reads them.
-        repeats: How many inputs of ``second`` belong to each channel.
-        least: No scale is less, ``[C]``.
-        fixed: Which channels keep theirs, ``[C]``.
+        op: It.
+        magnitudes: Of its weight.
     """
 
-    first: str
-    second: str
-    repeats: int
-    least: Floats
-    fixed: Array
+    op: Operator
+    magnitudes: Floats
+
+    @property
+    def channels(self) -> tuple[Channels, ...]:
+        """Those that it reads and makes."""
+        return channels(self.op.op_type, self.magnitudes.shape, attributes(self.op.node))
+
+
+def _layers(chains: Sequence[Chain]) -> dict[str, _Layer]:
+    """Those of all chains by name."""
+    ops = {op.name: op for chain in chains for op in (chain.first, chain.second)}
+    found = {name: (op, own_weight(op)) for name, op in ops.items()}
+    return {
+        name: _Layer(op, np.abs(array).astype(np.float64)) for name, (op, array) in found.items() if array is not None
+    }
 
 
 def equalizing(
-    pairs: Sequence[Pair], weights: Mapping[str, Floats], owners: Mapping[str, tuple[Array, Array]], *, sweeps: int
+    links: Sequence[Link], weights: Mapping[str, Floats], owners: Mapping[str, tuple[Array, Array]], *, sweeps: int
 ) -> tuple[list[Floats], int]:
-    """The scale of every channel of every pair, and how many sweeps it took.
+    """The scales that make ranges even, those of each link ``[C]``, and how many sweeps it took.
 
     Args:
-        pairs: They, in topological order.
+        links: They, in topological order.
         weights: Magnitudes of the weights, by operator.
         owners: The input channel and the output channel of each element, by operator, to broadcast.
         sweeps: How many at most.
     """
-    scales = [np.ones(pair.least.shape) for pair in pairs]
+    scales = [np.ones(link.least.shape) for link in links]
     weights = dict(weights)
     for done in range(sweeps):
         moved = 0.0
-        for index, pair in enumerate(pairs):
-            made, read = owners[pair.first][1], owners[pair.second][0] // pair.repeats
-            r1 = largest(weights[pair.first], made, pair.least.size)
-            r2 = largest(weights[pair.second], read, pair.least.size)
-            usable = (r1 > 0) & (r2 > 0) & ~pair.fixed
+        for index, link in enumerate(links):
+            made, read = owners[link.first][1], owners[link.second][0] // link.repeats
+            r1 = largest(weights[link.first], made, link.least.size)
+            r2 = largest(weights[link.second], read, link.least.size)
+            usable = (r1 > 0) & (r2 > 0) & ~link.fixed
             step = np.where(usable, np.sqrt(np.divide(r1, r2, out=np.ones_like(r1), where=r2 > 0)), 1.0)
-            new = np.where(usable, np.maximum(scales[index] * step, pair.least), 1.0)
+            new = np.where(usable, np.maximum(scales[index] * step, link.least), 1.0)
             step = new / scales[index]
             scales[index] = new
-            weights[pair.first] = weights[pair.first] / step[made]
-            weights[pair.second] = weights[pair.second] * step[read]
+            weights[link.first] = weights[link.first] / step[made]
+            weights[link.second] = weights[link.second] * step[read]
             moved = max(moved, float(np.abs(step - 1).max()))
         if moved < SAME:
             return scales, done + 1
@@ -192,15 +184,21 @@ def owners_of(op: Operator, shape: tuple[int, ...]) -> tuple[Array, Array]:
     )
 
 
-def _pair(chain: Chain, ends: Array, room: float) -> Pair:
-    """The limits of a chain whose channels were seen to reach so far."""
+def _link(chain: Chain, ends: Floats, room: float) -> Link:
+    """A chain whose channels were seen to reach so far, and what limits its scales."""
     bottom, top = chain.bounds
     low, high = ends[0].min(0), ends[1].max(0)
     share = np.maximum(high / top, low / bottom)  # of what its Clip lets pass; 0 without one
-    reach = np.maximum(high, -low)
-    fixed = share >= 1 / room
-    least = np.maximum(room * share, reach / max(float(reach.max(initial=0.0)), 1e-30))
-    return Pair(chain.first.name, chain.second.name, chain.repeats, least, fixed)
+    most = np.maximum(high, -low)
+    least = np.maximum(room * share, most / max(float(most.max(initial=0.0)), 1e-30))
+    reach = np.maximum(ends[1] - ends[0], SILENCE)
+    return Link(chain.first.name, chain.second.name, chain.repeats, reach, least, share >= 1 / room)
+
+
+def _between(link: Link, even: Floats, quiet: Floats) -> Floats:
+    """The mean of the scales that make ranges even and leave the least noise; the former where nothing was seen."""
+    apart = np.clip(quiet / even, 1 / APART, APART)
+    return np.where((link.reach > SILENCE).any(0), even * np.sqrt(apart), even)
 
 
 def _watched(chain: Chain) -> str:
@@ -230,64 +228,58 @@ class _Seen:
     signal: Mapping[str, float]
 
 
-def _see(model: ir.Model, chains: Sequence[Chain], context: Context) -> _Seen:
-    ops = {op.name: op for chain in chains for op in (chain.first, chain.second)}
-    watched = [_watched(chain) for chain in chains]
-    around = {
-        name: tuple(value.name or "" for value in (*op.node.inputs[:1], op.node.outputs[0]) if value)
-        for name, op in ops.items()
-    }
-    names = list(dict.fromkeys([*watched, *(name for pair in around.values() for name in pair)]))
+def _see(model: ir.Model, chains: Sequence[Chain], layers: Mapping[str, _Layer], context: Context) -> _Seen:
+    watched, count = [_watched(chain) for chain in chains], len(context.probes)
+    read = {name: _name(layer.op.node.inputs[0]) for name, layer in layers.items()}
+    made = {name: _name(layer.op.node.outputs[0]) for name, layer in layers.items()}
+    where = {name: layer.channels for name, layer in layers.items()}
+    names = list(dict.fromkeys([*watched, *read.values(), *made.values()]))
     observe = Observer(model, names)
     ends: list[list[Floats]] = [[] for _ in chains]
-    energy = {name: np.zeros(_channels(op)[0].size) for name, op in ops.items()}
-    signal = dict.fromkeys(ops, 0.0)
+    energy = {name: np.zeros(sides[0].size) for name, sides in where.items()}
+    signal = dict.fromkeys(layers, 0.0)
     for probe in context.probes:
         found = observe(names, probe)
         for index, (chain, name) in enumerate(zip(chains, watched, strict=True)):
-            rows = np.moveaxis(found[name], chain.axis, 0).reshape(chain.size, -1)
+            rows = by_channel(found[name], chain.axis)
             ends[index].append(np.stack([np.minimum(rows.min(1), 0), np.maximum(rows.max(1), 0)]).astype(np.float64))
-        for name, (read, made) in around.items():
-            where, rows = _channels(ops[name]), found[read]
-            rows = np.moveaxis(rows, where[0].axis, 0).reshape(where[0].size, -1)
-            energy[name] += np.square(rows, dtype=np.float64).mean(1) / len(context.probes)
-            power = float(np.square(found[made], dtype=np.float64).mean())
-            signal[name] += power * where[1].size / len(context.probes)
+        for name, (inputs, outputs) in where.items():
+            rows = by_channel(found[read[name]], inputs.axis)
+            energy[name] += np.square(rows, dtype=np.float64).mean(1) / count
+            power = float(np.square(found[made[name]], dtype=np.float64).mean())
+            signal[name] += power * outputs.size / count
     return _Seen([np.stack(parts, 1) for parts in ends], energy, signal)
 
 
-def _channels(op: Operator) -> tuple[Channels, ...]:
-    """Those that an operator reads and makes."""
-    weight = own_weight(op)
-    return channels(op.op_type, weight.shape if weight is not None else (), attributes(op.node))
+def _name(value: ir.Value | None) -> str:
+    return (value.name or "") if value is not None else ""
 
 
-def _linears(chains: Sequence[Chain], seen: _Seen) -> list[Linear]:
-    """The layers of chains, those that make nothing but 0 left out."""
-    made = {chain.first.name: index for index, chain in enumerate(chains)}
-    read = {chain.second.name: index for index, chain in enumerate(chains)}
-    ops = {op.name: op for chain in chains for op in (chain.first, chain.second)}
+def _linears(links: Sequence[Link], layers: Mapping[str, _Layer], seen: _Seen) -> list[Linear]:
+    """The layers without those that make nothing but 0."""
+    made = {link.first: index for index, link in enumerate(links)}
+    read = {link.second: index for index, link in enumerate(links)}
     found: dict[str, Linear] = {}
-    for name, op in ops.items():
-        weight, signal = own_weight(op), seen.signal[name]
-        if weight is None or signal <= 0:
+    for name, layer in layers.items():
+        op, weight, signal = layer.op, layer.magnitudes, seen.signal[name]
+        if signal <= 0:
             continue
-        matrix = np.abs(weight).reshape(-1, *weight.shape[-2:]).max(0) if op.op_type == "MatMul" else np.abs(weight)
+        matrix = weight.reshape(-1, *weight.shape[-2:]).max(0) if op.op_type == "MatMul" else weight
         rows = Rows(op.op_type, matrix.shape, attributes(op.node)).split(matrix)
         taps = rows.reshape(*rows.shape[:2], seen.energy[name].size // len(rows), -1)
-        peak = np.where(rows.any(2), rows.max(2), 1.0).astype(np.float64)
+        peak = np.where(rows.any(2), rows.max(2), 1.0)
         found[name] = Linear(
             peak,
             (taps.max(3) / peak[:, :, None]).astype(np.float32) ** POWER,
-            np.square(taps, dtype=np.float64).sum((1, 3)) / signal,
+            np.square(taps).sum((1, 3)) / signal,
             seen.energy[name].reshape(len(rows), -1) * taps.shape[3],
             np.full(peak.shape, 1 / signal),
             read.get(name),
             made.get(name),
         )
-    for chain in chains:
-        if chain.first.name in found and chain.second.name in found:
-            first, second = found[chain.first.name], found[chain.second.name]
-            counts = second.gain.reshape(-1, chain.repeats).sum(1).reshape(first.peak.shape)
-            found[chain.first.name] = replace(first, counts=counts)
+    for link in links:
+        if link.first in found and link.second in found:
+            first, second = found[link.first], found[link.second]
+            counts = second.gain.reshape(-1, link.repeats).sum(1).reshape(first.peak.shape)
+            found[link.first] = replace(first, counts=counts)
     return list(found.values())

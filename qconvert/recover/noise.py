@@ -36,14 +36,18 @@ class Link:
     """What lies between two layers, ``C`` channels.
 
     Attributes:
+        first: Name of the operator that makes them.
+        second: Of the one that reads them.
+        repeats: How many inputs of ``second`` belong to each channel.
         reach: How wide each channel is in each sample, ``[n, C]``, more than 0.
-        repeats: How many inputs of the reader belong to each channel.
         least: No scale is less, ``[C]``.
         fixed: Which channels keep the scale 1, ``[C]``.
     """
 
-    reach: Floats
+    first: str
+    second: str
     repeats: int
+    reach: Floats
     least: Floats
     fixed: npt.NDArray[np.bool_]
 
@@ -122,26 +126,25 @@ def noise(
         grids: How finely numbers are quantized.
     """
     total, gradients = 0.0, [np.zeros_like(one) for one in logs]
+    of_weight = _by_row if grids.per_channel else _by_weight
+    of_weights, of_activations = 4 / grids.weights**2 / 12, 1 / grids.activations**2 / 12
     for layer in layers:
         groups, outputs, inputs = layer.widest.shape
         read = np.zeros((groups, inputs))
         if layer.reads is not None:
             read = np.repeat(logs[layer.reads], links[layer.reads].repeats).reshape(groups, inputs)
         made = np.zeros((groups, outputs)) if layer.makes is None else logs[layer.makes].reshape(groups, outputs)
-        of_weight = _by_row if grids.per_channel else _by_weight
         value, by_read, by_made = of_weight(layer, read, made)
-        share = 4 / grids.weights**2 / 12
-        total += share * value
+        total += of_weights * value
         if layer.makes is not None:
-            gradients[layer.makes] += share * by_made.reshape(-1)
+            gradients[layer.makes] += of_weights * by_made.reshape(-1)
         if layer.reads is not None:
             link = links[layer.reads]
-            gradients[layer.reads] += share * by_read.reshape(-1, link.repeats).sum(1)
+            gradients[layer.reads] += of_weights * by_read.reshape(-1, link.repeats).sum(1)
             gain = (layer.gain * np.exp(2 * read)).reshape(-1, link.repeats).sum(1)
             value, slope = _of_activation(link, logs[layer.reads], gain)
-            share = 1 / grids.activations**2 / 12
-            total += share * value
-            gradients[layer.reads] += share * slope
+            total += of_activations * value
+            gradients[layer.reads] += of_activations * slope
     return total, gradients
 
 

@@ -58,3 +58,8 @@ def largest(weight: Array, owners: Array, channels: int) -> Floats:
     found = np.zeros(channels)
     np.maximum.at(found, np.broadcast_to(owners, weight.shape).ravel(), np.abs(weight).ravel())
     return found
+
+
+def by_channel(values: Array, axis: int) -> Array:
+    """The values of each channel in a row, ``[C, n]``."""
+    return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)

@@ -275,9 +275,8 @@ def _same_maps(image: ir.Value, flat: ir.Value) -> bool:
     shapes = [shape_of(value) or () for value in (image, flat)]
     if min(map(len, shapes)) < 3 or shapes[0][1] != shapes[1][1]:
         return False
-    one, other = (
-        math.prod(dim if isinstance(dim, int) else 0 for dim in shape[1:]) for shape in shapes
-    )  # 0: not known
+    known = ([dim if isinstance(dim, int) else 0 for dim in shape[1:]] for shape in shapes)
+    one, other = map(math.prod, known)  # 0 where one dimension is not known
     return (shapes[0][0] is not None and shapes[0][0] == shapes[1][0]) or 0 < one == other
 
 
