@@ -6,28 +6,18 @@ and numbers of one a row commute with it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
-from qconvert.graph import Operator, attributes, constant, is_constant, operand, operators, shape_of
+from qconvert.graph import Operator, attributes, constant, is_constant, operand, operators
 from qconvert.plan import Site
 from qconvert.recover.chains import own_weight
 from qconvert.recover.edits import body_of
 from qconvert.recover.folding import NORMS
+from qconvert.recover.rowwise import SUMS, is_square, is_table, keeps_rows, last_size, over_rows, rank_of, same_maps
 from qconvert.rules import channels
-
-MOVES = frozenset({"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Tile"})
-"""Operators that move rows as a whole where the last axis keeps its size and its place."""
-
-PICKS = frozenset({"Slice", "Gather", "Concat", "Split"})
-"""Operators that choose or join rows, along their axis."""
-
-SUMS = frozenset({"ReduceMean", "ReduceSum"})
-"""Of the channels of a row, which stay what they are, and of their squares."""
 
 
 @dataclass(eq=False)
@@ -86,8 +76,8 @@ def find_streams(model: ir.Model) -> tuple[list[Stream], dict[str, str]]:
         value = op.node.outputs[0]
         joins = op.op_type == "Add" and not any(one is None or is_constant(one) for one in op.node.inputs)
         readers = [by_node[use.node] for use in value.uses() if use.node in by_node]
-        normed = any(one.op_type in NORMS or _is_square(one) or _over_rows(one, SUMS) for one in readers)
-        size = _last(value)
+        normed = any(one.op_type in NORMS or is_square(one) or over_rows(one, SUMS) for one in readers)
+        size = last_size(value)
         if not (joins and normed) or value in seen or size is None or size <= 2:
             continue
         if op.subgraph:
@@ -127,7 +117,7 @@ class _Closure:
 
     def turn(self, value: ir.Value | None, gain: Gain | None = None, *, made: bool = False) -> None:
         """Notes that a value is turned."""
-        if value is None or _last(value) != self.stream.size:
+        if value is None or last_size(value) != self.stream.size:
             raise _RefusedError("which meets values of another or an unknown size")
         if value not in self.stream.turned:
             self.stream.turned[value] = gain
@@ -150,13 +140,13 @@ class _Closure:
         kind = op.op_type
         if kind in {"MatMul", "Gemm"} and gain is None:
             self.write(op, rows=False)
-        elif kind == "Gather" and _is_table(op) and gain is None:
+        elif kind == "Gather" and is_table(op) and gain is None:
             self.stream.constants.append(Site(op.name, 0))
         elif kind in {"Add", "Sub"}:
             self.add(op, gain)
         elif kind in {"Mul", "Div"} and (data := self.factor(op)) is not None:
             self.turn(op.node.inputs[data], gain)
-        elif _keeps_rows(op):
+        elif keeps_rows(op):
             for place, part in enumerate(op.node.inputs if kind == "Concat" else op.node.inputs[:1]):
                 self.part(op, place, part, gain)
         elif kind == "Transpose" and gain is None:
@@ -167,7 +157,7 @@ class _Closure:
     def add(self, op: Operator, gain: Gain | None) -> None:
         """Both terms of a sum; one number a row is added to all channels, as ``1 Q = 1``."""
         for place, part in enumerate(op.node.inputs):
-            if part is not None and _last(part) == 1 and gain is None:
+            if part is not None and last_size(part) == 1 and gain is None:
                 continue
             self.part(op, place, part, gain)
 
@@ -175,14 +165,14 @@ class _Closure:
         """An operand of which each row becomes one of the stream, or is added to one."""
         if part is None or not is_constant(part):
             self.turn(part, gain)
-        elif _last(part) != self.stream.size:
+        elif last_size(part) != self.stream.size:
             raise _RefusedError("to which a constant of another size is added")
         else:
             (self.stream.constants if gain is None else gain.biases).append(Site(op.name, place))
 
     def factor(self, op: Operator) -> int | None:
         """The operand of a product that has the channels, where the other has one number a row."""
-        sizes = [_last(value) for value in op.node.inputs]
+        sizes = [last_size(value) for value in op.node.inputs]
         if sizes[1] == 1 and sizes[0] == self.stream.size:
             return 0
         return 1 if op.op_type == "Mul" and sizes[0] == 1 and sizes[1] == self.stream.size else None
@@ -197,7 +187,7 @@ class _Closure:
             if maker.op_type == "Conv":
                 return self.write(maker, rows=False)
             source = operand(maker.node, 0)
-            if maker.op_type != "Reshape" or source is None or not _same_maps(source, before):
+            if maker.op_type != "Reshape" or source is None or not same_maps(source, before):
                 break
             before = source
         raise _RefusedError("which Transpose makes")
@@ -210,7 +200,7 @@ class _Closure:
         if weight is None or len(where) < 2 or keys.get("transA") or keys.get("group", 1) > 1:
             raise _RefusedError(f"which a {op.op_type} of two values, or of a shared weight, makes or reads")
         bias = operand(op.node, 2) if not rows and op.op_type in {"Gemm", "Conv"} else None
-        own = bias is None or (is_constant(bias) and _last(bias) == self.stream.size)
+        own = bias is None or (is_constant(bias) and last_size(bias) == self.stream.size)
         if where[0 if rows else 1].size != self.stream.size or not own:
             raise _RefusedError(f"which a {op.op_type} with a bias of another size makes or reads")
         if rows:
@@ -227,18 +217,18 @@ class _Closure:
             return
         if kind in {"MatMul", "Gemm"} and place == 0:
             self.write(op, rows=True, gain=gain)
-        elif gain is not None and (kind in NORMS or _is_square(op) or _over_rows(op, SUMS)):
+        elif gain is not None and (kind in NORMS or is_square(op) or over_rows(op, SUMS)):
             raise _RefusedError("which holds what a normalization made with gains")
         elif kind in NORMS and place == 0:
             self.norm(op)
-        elif _is_square(op):
-            if not all(_over_rows(self.op(use.node), SUMS) for use in node.outputs[0].uses()):
+        elif is_square(op):
+            if not all(over_rows(self.op(use.node), SUMS) for use in node.outputs[0].uses()):
                 raise _RefusedError("whose squares are read one by one")
-        elif _over_rows(op, SUMS | {"ReduceL2", "ReduceSumSquare"}):
+        elif over_rows(op, SUMS | {"ReduceL2", "ReduceSumSquare"}):
             return
-        elif gain is None and kind == "Mul" and _last(node.inputs[1 - place]) == self.stream.size:
+        elif gain is None and kind == "Mul" and last_size(node.inputs[1 - place]) == self.stream.size:
             self.behind(op, Gain(Site(op.name, 1 - place)))
-        elif kind in {"Add", "Sub", "Mul", "Div"} or _keeps_rows(op):
+        elif kind in {"Add", "Sub", "Mul", "Div"} or keeps_rows(op):
             for output in node.outputs if kind == "Split" else node.outputs[:1]:
                 self.turn(output, gain)
         else:
@@ -246,7 +236,7 @@ class _Closure:
 
     def norm(self, op: Operator) -> None:
         """A normalization over the last axis, in one operator."""
-        axis, rank = attributes(op.node).get("axis", -1), _rank(op.node.inputs[0])
+        axis, rank = attributes(op.node).get("axis", -1), rank_of(op.node.inputs[0])
         if axis not in {-1, rank - 1} or any(one.uses() or one.is_graph_output() for one in op.node.outputs[1:]):
             raise _RefusedError(f"which {op.op_type} over other axes reads")
         gain = Gain(Site(op.name, 1), [Site(op.name, 2)] if operand(op.node, 2) is not None else [])
@@ -259,71 +249,3 @@ class _Closure:
             if row is None or row.size != self.stream.size:
                 raise _RefusedError("which is multiplied with what is no constant")
         self.turn(op.node.outputs[0], gain, made=True)
-
-
-def _last(value: ir.Value | None) -> int | None:
-    """The size of the last axis, 1 for a scalar; None where it is not known."""
-    shape = shape_of(value) if value is not None else None
-    if shape is None:
-        return None
-    size = shape[-1] if shape else 1
-    return size if isinstance(size, int) else None
-
-
-def _same_maps(image: ir.Value, flat: ir.Value) -> bool:
-    """Whether a Reshape leaves the first two axes as they are."""
-    shapes = [shape_of(value) or () for value in (image, flat)]
-    if min(map(len, shapes)) < 3 or shapes[0][1] != shapes[1][1]:
-        return False
-    known = ([dim if isinstance(dim, int) else 0 for dim in shape[1:]] for shape in shapes)
-    one, other = map(math.prod, known)  # 0 where one dimension is not known
-    return (shapes[0][0] is not None and shapes[0][0] == shapes[1][0]) or 0 < one == other
-
-
-def _rank(value: ir.Value | None) -> int:
-    """How many axes; 0 where that is not known."""
-    return len(shape_of(value) or ()) if value is not None else 0
-
-
-def _is_table(op: Operator) -> bool:
-    """Whether an operator looks up rows of a constant."""
-    table = operand(op.node, 0)
-    flat = table is not None and is_constant(table) and _rank(table) == 2
-    return flat and not attributes(op.node).get("axis", 0)
-
-
-def _keeps_rows(op: Operator) -> bool:
-    """Whether an operator moves, chooses, joins or averages whole rows of its first operand."""
-    first, made = op.node.inputs[0], op.node.outputs[0]
-    rank = _rank(first)
-    if op.op_type in MOVES:
-        perm = attributes(op.node).get("perm")
-        turned = op.op_type == "Transpose" and (perm is None or perm[-1] != rank - 1)
-        return not turned and _last(first) == _last(made) and rank > 0
-    if op.op_type == "Slice":
-        axes = constant(operand(op.node, 3))
-        return axes is not None and not {-1, rank - 1} & set(axes.tolist())
-    if op.op_type in PICKS:
-        return attributes(op.node).get("axis", 0) not in {-1, rank - 1} and rank > 1
-    return op.op_type in SUMS and bool(_axes(op)) and not {-1, rank - 1} & {*_axes(op)}
-
-
-def _axes(op: Operator) -> list[int]:
-    """Those over which an operator reduces; none where they are not known."""
-    given = attributes(op.node).get("axes")
-    array = constant(operand(op.node, 1)) if given is None else np.asarray(given)
-    return [int(axis) for axis in array.reshape(-1)] if array is not None else []
-
-
-def _over_rows(op: Operator, kinds: Collection[str]) -> bool:
-    """Whether an operator of one of these kinds makes one number of every row."""
-    rank = _rank(operand(op.node, 0))
-    return op.op_type in kinds and _axes(op) in ([-1], [rank - 1]) and bool(attributes(op.node).get("keepdims", 1))
-
-
-def _is_square(op: Operator) -> bool:
-    first, second = (operand(op.node, place) for place in (0, 1))
-    if op.op_type == "Mul":
-        return first is second
-    power = constant(second) if op.op_type == "Pow" else None
-    return power is not None and power.size == 1 and float(power.reshape(-1)[0]) == 2
