@@ -182,9 +182,13 @@ def reduce_all(  # noqa: PLR0917 - numba takes no keywords at this speed
                 zeros[tensor] += fill(values[start : start + BLOCK], scales[tensor], tables)
                 drain(tables, counts[tensor])
         else:
-            for v in chosen:  # too few for tables to pay
-                zeros[tensor] += int(v == 0)
-                counts[tensor, _bin(v, scales[tensor])] += 1
+            index, none = np.empty(chosen.size, np.int32), 0
+            for i in range(chosen.size):
+                index[i] = _bin(chosen[i], scales[tensor])
+                none += int(chosen[i] == 0)
+            zeros[tensor] = none
+            for place in index:  # too few for tables to pay
+                counts[tensor, place] += 1
 
 
 @compiled(numba.int64(numba.types.Array(numba.uint32, 1, "C", readonly=True), numba.uint8[::1], numba.uint32[::1]))
