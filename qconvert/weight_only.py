@@ -29,7 +29,7 @@ from qconvert.prepare import prepare, raise_opset
 from qconvert.preprocess import Preprocess
 from qconvert.provenance import record_conversion
 from qconvert.random_inputs import random_feeds
-from qconvert.recover import Tried, Work, asked_names
+from qconvert.recover import Journal, Tried, Work, asked_names
 from qconvert.recover.weights import names_for, recover_weights
 from qconvert.rewrite.packing import Stored, packed_sizes, weight_sqnr
 from qconvert.rewrite.weight_forms import needed_opset, readings
@@ -101,6 +101,7 @@ def quantize_weights(
     max_memory: int | None = None,
     shard_size: int | None = None,
     budget: float | None = None,
+    resume: bool = False,
     force: bool = False,
     listener: Listener = SILENT,
 ) -> QuantizedWeights:
@@ -119,6 +120,7 @@ def quantize_weights(
             ``COMPARED`` bytes of weights and the written model up to ``RUN``.
         shard_size: Bytes of each file of weights; None writes one.
         budget: Seconds after which the policy's ``recover`` begins no other method; None: no limit.
+        resume: Whether what its steps make of layers is kept beside the output until that is written, and used again.
         force: Whether an existing output may be overwritten.
         listener: Hears notes and progress.
 
@@ -139,7 +141,10 @@ def quantize_weights(
     for note in prepare(graph, feeds if compared else (), original=model, fold=False).notes:
         listener.note(note)
     seen = (feeds[len(shown) :] or feeds) if compared else ()
-    work, tried = _recovered(graph, policy, seen, random=data is None, budget=budget, listener=listener)
+    journal = Journal.beside(output) if resume else None
+    work, tried = _recovered(
+        graph, policy, seen, random=data is None, budget=budget, journal=journal, listener=listener
+    )
     graph, plan = work.graph, work.plan
     before = {value.name or "": tensor for value, tensor in initializers(work.reference)}
     release_memory()
@@ -158,19 +163,30 @@ def quantize_weights(
         loaded = size + sum(4 * before[one.weight].size for one in written.stored if one.folded)
         runs = compared or _fits(loaded, max_memory, RUN)
         proof = _prove(model, temporary, shown if runs else (), provider, compared=compared, listener=listener)
+    if journal is not None:
+        journal.drop()
     return QuantizedWeights(
         model, output, file_size(model), size, plan, proof, None, tried, weights=weights, random=data is None
     )
 
 
 def _recovered(
-    graph: ir.Model, policy: Policy, seen: Sequence[Feeds], *, random: bool, budget: float | None, listener: Listener
+    graph: ir.Model,
+    policy: Policy,
+    seen: Sequence[Feeds],
+    *,
+    random: bool,
+    budget: float | None,
+    journal: Journal | None,
+    listener: Listener,
 ) -> tuple[Work, tuple[Tried, ...]]:
     """The plan of a model, after the methods that the policy or usage asks for where there are inputs to run it on."""
     plan = make_weight_plan(graph, policy, listener=listener)
     names = names_for(policy, plan, weight_bytes(graph))
     if names and seen:
-        found = recover_weights(graph, plan, policy, names, seen, random=random, budget=budget, listener=listener)
+        found = recover_weights(
+            graph, plan, policy, names, seen, random=random, budget=budget, journal=journal, listener=listener
+        )
         for note in found.work.notes:
             listener.note(note)
         return found.work, found.tried

@@ -227,7 +227,9 @@ def test_a_walk_hands_later_layers_what_was_changed_before() -> None:
     work = work_of(residual())
     walk = Walk(work, Context(PROBES))
     seen = {}
-    for layer in walk:
+    for index in range(len(walk)):
+        walk.advance(index)
+        layer = walk.layer(index)
         seen[layer.op.name] = [given for _, given in layer.inputs()]
         if layer.op.name == "h":
             layer.set_weight(np.zeros_like(layer.weight))

@@ -69,6 +69,14 @@ Budget = Annotated[
         show_default=False,
     ),
 ]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Keep what --recover makes of layers in OUTPUT.recover.part until all is done, and go on from there.",
+        rich_help_panel=o.EXECUTION,
+    ),
+]
 
 
 FORM = "Form"
@@ -166,6 +174,7 @@ def command(
     exclude: o.Exclude = None,
     recover: Recover = None,
     budget: Budget = None,
+    resume: Resume = False,
     file_format: FormatName = "qdq",
     input_type: InputTypeName = "float32",
     output_type: OutputTypeName = "float32",
@@ -216,9 +225,9 @@ def command(
     way = pipeline.Way("dynamic" if mode == "dynamic" else "static", activation_scheme, bounded)
     given = _Given(model, calibration, data, o.read_preprocess(preprocess), samples, seed, strict)
     _check_mode(mode, way, given, shard_size)
-    _check_recover(wanted, budget)
+    _check_recover(wanted, mode, budget, resume=resume)
     check(wanted, mode, form, activation_scheme=activation_scheme)
-    place = _Place(output, force, provider, threads, max_memory, budget)
+    place = _Place(output, force, provider, threads, max_memory, budget, resume)
     if mode == "weight-only" and model is not None:
         found = None
         result = _weights_only(model, given, wanted, place, shard_size, terminal)
@@ -234,6 +243,7 @@ def command(
             form=form,
             provider=provider,
             budget=budget,
+            resume=resume,
             force=force,
             listener=terminal,
         )
@@ -275,6 +285,7 @@ class _Place:
     threads: int
     max_memory: int | None
     budget: float | None
+    resume: bool
 
     def of(self, model: Path, policy: Policy, mode: str) -> Path:
         """The file to write."""
@@ -298,11 +309,16 @@ def _check_mode(mode: str, way: Way, given: _Given, shard_size: int | None) -> N
         raise CalibrationError(f"{option} needs MODEL", hint=f"qconvert quantize MODEL {option}{value}")
 
 
-def _check_recover(policy: Policy, budget: float | None) -> None:
+def _check_recover(policy: Policy, mode: str, budget: float | None, *, resume: bool) -> None:
+    """Refuses options that have no use; weights alone are recovered unasked."""
     from qconvert.recover import asked_names  # noqa: PLC0415 - --help does without
 
-    if budget is not None and not asked_names(policy):
+    if asked_names(policy):
+        return
+    if budget is not None:
         raise PlanError("--budget is of --recover", hint="add --recover auto, or leave it out")
+    if resume and mode != "weight-only":
+        raise PlanError("--resume is of --recover", hint="add --recover auto, or leave it out")
 
 
 def _weights_only(
@@ -322,6 +338,7 @@ def _weights_only(
         max_memory=place.max_memory,
         shard_size=shard_size,
         budget=place.budget,
+        resume=place.resume,
         force=place.force,
         listener=terminal,
     )

@@ -30,7 +30,7 @@ from qconvert.policy import Policy
 from qconvert.prepare import prepare, raise_opset
 from qconvert.provenance import record
 from qconvert.random_inputs import random_feeds
-from qconvert.recover import Tried, asked_methods, asked_names
+from qconvert.recover import Journal, Tried, asked_methods, asked_names
 from qconvert.recover.trials import PlanOf
 from qconvert.rewrite import dynamic as rewrite_dynamic
 from qconvert.rewrite.forms import Form, Written, write_plan
@@ -112,6 +112,7 @@ def quantize(
     form: Form = QDQ,
     provider: str = "cpu",
     budget: float | None = None,
+    resume: bool = False,
     force: bool = False,
     listener: Listener = SILENT,
 ) -> Quantized:
@@ -127,6 +128,7 @@ def quantize(
         form: What file is written.
         provider: Where the written model is run for the comparison.
         budget: Seconds after which the policy's ``recover`` begins no other method; None: no limit.
+        resume: Whether what its steps make of layers is kept beside the output until that is written, and used again.
         force: Whether an existing output may be overwritten.
         listener: Hears notes.
 
@@ -145,11 +147,12 @@ def quantize(
     for note in prepare(graph, calibrated.probes[:PROOF], original=model).notes:
         listener.note(note)
     tried: tuple[Tried, ...] = ()
+    journal = Journal.beside(output) if resume else None
     if way.mode == "dynamic":
         plan, written = _dynamic(graph, policy, calibrated, way=way, ranges=ranges)
     elif asked_names(policy):
         plan_of = _planner(policy, calibrated, None, form=form, listener=listener)
-        found = recover(graph, policy, plan_of, calibrated, budget=budget, listener=listener)
+        found = recover(graph, policy, plan_of, calibrated, budget=budget, journal=journal, listener=listener)
         plan, tried = found.work.plan, found.tried
         for note in found.work.notes:
             listener.note(note)
@@ -164,6 +167,8 @@ def quantize(
         write_model(written.model, temporary)
         proof = _prove(model, temporary, calibrated.probes[:PROOF], provider)
         size = file_size(temporary)
+    if journal is not None:
+        journal.drop()
     return Quantized(model, output, file_size(model), size, plan, proof, written.interface, tried)
 
 

@@ -14,6 +14,7 @@ from qconvert.policy import Policy
 from qconvert.recover import (
     AUTO,
     Context,
+    Journal,
     Recovered,
     asked_methods,
     asked_names,
@@ -31,6 +32,7 @@ def recover(
     calibrated: Calibration,
     *,
     budget: float | None,
+    journal: Journal | None,
     listener: Listener,
 ) -> Recovered:
     """The model and its plan with what methods make of them; says what each gave and cost.
@@ -41,6 +43,7 @@ def recover(
         plan_of: Plans a float model.
         calibrated: Its statistics and samples.
         budget: Seconds after which no other method is begun; None: no limit.
+        journal: Where steps keep what became of layers, and where they look for it; None: nowhere.
         listener: Hears notes and progress.
 
     Raises:
@@ -61,6 +64,7 @@ def recover(
         per_channel=asked.weights.scheme != "per-tensor",
         only=asked_only(policy, graph),
         deadline=deadline,
+        journal=journal,
         listener=listener,
     )
     return win_back(graph, methods, plan_of, context, proved=AUTO in asked_names(policy))

@@ -18,6 +18,7 @@ from qconvert.recover.clip import Clipping
 from qconvert.recover.equalize import Equalization
 from qconvert.recover.gptq import Gptq
 from qconvert.recover.hqq import Hqq
+from qconvert.recover.journal import Journal
 from qconvert.recover.lowrank import LowRank
 from qconvert.recover.rotate import Rotation
 from qconvert.recover.smooth import Smoothing
@@ -94,6 +95,7 @@ __all__ = [
     "METHODS",
     "NONE",
     "Context",
+    "Journal",
     "Method",
     "Recovered",
     "Rewrite",

@@ -81,7 +81,7 @@ class BiasCorrection(Step):
         def change(layer: Layer, walk: Walk) -> str:
             return correct(layer, walk, len(context.probes), steps=self.steps, positions=self.positions)
 
-        return change_layers(work, context, self.name, "correcting biases", change)
+        return change_layers(work, context, self, "correcting biases", change)
 
 
 def correct(layer: Layer, walk: Walk, samples: int, *, steps: int = STEPS, positions: int = POSITIONS) -> str:

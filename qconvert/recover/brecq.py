@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import ClassVar
 
@@ -30,6 +31,7 @@ import onnx_ir as ir
 
 from qconvert.graph import Operator, operators
 from qconvert.recover.adaround import AdaRound
+from qconvert.recover.journal import Section
 from qconvert.recover.reconstruct import Block, Pace, learn
 from qconvert.recover.rounding import unfit
 from qconvert.recover.types import BIASES, LEVELS, Context, Work, said
@@ -66,11 +68,13 @@ class Brecq(AdaRound):
         with closing(Walk(begun, context)) as walk:
             places = {op.name: index for index, op in enumerate(walk.ops)}
             runs, left_out = divided(begun.reference, places), dict[str, str]()
+            section = Section.of(self, begun, context, "blocks")
             context.listener.start(f"learning blocks ({self.name})", len(runs))
             try:
                 for done, run in enumerate(runs, 1):
-                    walk.advance(places[run[0].name])
-                    left_out[run[0].name] = self._learn_block(run, places, walk, context)
+                    learn_it = partial(self._learn_block, run, places, walk, context)
+                    late = context.refusal(self.name)
+                    left_out[run[0].name] = late or walk.settle(section, places[run[0].name], learn_it)
                     context.listener.advance(done)
             finally:
                 context.listener.finish()

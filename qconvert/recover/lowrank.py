@@ -47,7 +47,7 @@ class LowRank(Step):
         def change(layer: Layer, walk: Walk) -> str:
             return _unfit(layer) or self._add(layer, walk, context.damping)
 
-        return change_layers(work, context, self.name, "adding low-rank parts of rounding errors", change)
+        return change_layers(work, context, self, "adding low-rank parts of rounding errors", change)
 
     def _add(self, layer: Layer, walk: Walk, damping: float) -> str:
         rows = rows_of(layer)

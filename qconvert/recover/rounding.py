@@ -58,7 +58,7 @@ class Rounding(Step):
         def change(layer: Layer, walk: Walk) -> str:
             return unfit(layer) or self._round(layer, walk, context)
 
-        return change_layers(work, context, self.name, f"rounding weights ({self.name})", change)
+        return change_layers(work, context, self, f"rounding weights ({self.name})", change)
 
     def _round(self, layer: Layer, walk: Walk, context: Context) -> str:
         rows, biased = rows_of(layer), bias_place(layer.op)[0] is not None

@@ -97,10 +97,18 @@ def win_back(
     proved: bool,
     kind: str = "samples",
 ) -> Recovered:
-    """``recover_best`` where methods must prove themselves, else ``recover_all``; says what SQNRs were measured on."""
+    """``recover_best`` where methods must prove themselves, else ``recover_all``; says what SQNRs were measured on.
+
+    What the context's journal has of an earlier run is said, too.
+    """
+    there = context.journal.count() if context.journal is not None else 0
     found = (recover_best if proved else recover_all)(model, methods, plan_of, context)
     judged = "that no method saw" if found.kept_back else "that the methods saw, too"
     context.listener.note(f"recover: dB of the output on {found.samples} {kind} {judged}")
+    if context.journal is not None and there:
+        folder, used = context.journal.folder.name, context.journal.used
+        why = "" if used else ": the others are of another model, other samples or other settings"
+        context.listener.note(f"resumed: {used} of {there} layers in {folder} were used again{why}")
     return found
 
 

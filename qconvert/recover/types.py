@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
@@ -21,6 +21,9 @@ from qconvert.numerics import INT8, UINT8, QuantType
 from qconvert.plan import Plan
 from qconvert.recover.moments import DAMPING
 from qconvert.session import Feeds
+
+if TYPE_CHECKING:
+    from qconvert.recover.journal import Journal
 
 STORED = 128_000_000
 """Bytes of values between layers that are held in memory; more go to a temporary file."""
@@ -45,6 +48,7 @@ class Context:
         damping: How little inputs are trusted: share of the mean of their squares that is added to each (``Moments``).
         only: The methods of operators that do not get all, by name.
         deadline: When to end, in seconds of ``time.monotonic``; None where there is no hurry.
+        journal: Where steps keep what became of layers; None: nowhere.
         listener: Hears notes and progress.
     """
 
@@ -59,6 +63,7 @@ class Context:
     damping: float = DAMPING
     only: Mapping[str, Collection[str]] = field(default_factory=dict)
     deadline: float | None = None
+    journal: Journal | None = None
     listener: Listener = SILENT
 
     @property

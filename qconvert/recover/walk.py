@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,9 @@ from qconvert.graph import Operator, constant, operand, operators
 from qconvert.numerics import QuantParams
 from qconvert.plan import Entry, Site
 from qconvert.recover.edits import add_operand, as_read, in_bodies, insert_branch, nodes_of, set_constant, simulated
+from qconvert.recover.journal import Change, Done, Section
 from qconvert.recover.stream import Array, Stream
-from qconvert.recover.types import Context, Work, said
+from qconvert.recover.types import Context, Step, Work, said
 
 Reals = npt.NDArray[np.float32]
 
@@ -60,7 +62,7 @@ class Layer:
 
     def set_bias(self, site: Site, array: Reals) -> None:
         """Replaces the constant bias that is read at a site."""
-        self.walk.set_bias(site, array)
+        self.walk.set_bias(self, site, array)
 
     def add_bias(self, position: int, array: Reals, params: QuantParams | None) -> None:
         """Gives the operator a bias, int32 with a grid, else float."""
@@ -93,14 +95,33 @@ class Walk:
         self._exact_nodes = nodes_of(self._reference)
         self._given = self._stream(sim.model, self._sim, context)
         self._exact = self._stream(self._reference, self._exact_nodes, context) if exact else None
+        self._changes: list[Change] = []
 
     def _stream(self, model: ir.Model, nodes: Mapping[str, ir.Node], context: Context) -> Stream:
         return Stream(model, [nodes[op.name] for op in self.ops], context.probes, stored=context.stored)
 
-    def __iter__(self) -> Iterator[Layer]:
-        for index in range(len(self.ops)):
-            self.advance(index)
-            yield self.layer(index)
+    def settle(self, section: Section, index: int, change: Callable[[], str]) -> str:
+        """Goes to just before a layer and changes it and those behind it, or does what is known to come of that.
+
+        Args:
+            section: What is known of this step.
+            index: Of the layer.
+            change: Changes them; why it does not, as the end of a sentence, or "".
+
+        Returns:
+            What ``change`` returns.
+        """
+        self.advance(index)  # known or not: what later layers read has the same bits only if it came the same way
+        name = self.ops[index].name
+        known = section.read(name)
+        if known is not None:
+            for what, number, arguments in known.changes:
+                getattr(self, what)(self.layer(number), *arguments)
+            return known.why
+        self._changes.clear()
+        why = change()
+        section.keep(name, Done(why, tuple(self._changes)))
+        return why
 
     def advance(self, index: int) -> None:
         """Goes to just before a layer; not back."""
@@ -158,6 +179,7 @@ class Walk:
 
     def set_weight(self, layer: Layer, array: Reals) -> None:
         """See ``Layer``."""
+        self._changes.append(("set_weight", layer.index, (array,)))
         entry = layer.entry
         self._plan = set_constant(self._nodes, self._plan, entry.sites, array)
         set_constant(self._sim, self._plan, entry.sites, as_read(array, entry))
@@ -168,6 +190,7 @@ class Walk:
         Returns:
             The layer with its new entry.
         """
+        self._changes.append(("set_entries", layer.index, (tuple(entries),)))
         new = {(entry.role, entry.sites): entry for entry in entries}
         found = tuple(new.get((entry.role, entry.sites), entry) for entry in self._plan.entries)
         self._plan = replace(self._plan, entries=found)
@@ -176,13 +199,15 @@ class Walk:
         set_constant(self._sim, self._plan, entry.sites, as_read(layer.weight, entry))
         return replace(layer, entry=entry)
 
-    def set_bias(self, site: Site, array: Reals) -> None:
+    def set_bias(self, layer: Layer, site: Site, array: Reals) -> None:
         """See ``Layer``."""
+        self._changes.append(("set_bias", layer.index, (site, array)))
         self._plan = set_constant(self._nodes, self._plan, (site,), array)
         set_constant(self._sim, self._plan, (site,), array)
 
     def add_bias(self, layer: Layer, position: int, array: Reals, params: QuantParams | None) -> None:
         """See ``Layer``."""
+        self._changes.append(("add_bias", layer.index, (position, array, params)))
         name = add_operand(layer.op.node, position, array, f"{layer.op.name}_bias")
         add_operand(self._sim[layer.op.name], position, array, f"{layer.op.name}_bias")
         if params is not None:
@@ -202,6 +227,7 @@ class Walk:
             first: ``[K, r]``.
             second: ``[r, O]``.
         """
+        self._changes.append(("add_branch", layer.index, (first, second)))
         reader, made = insert_branch(layer.op.node, first, second)
         insert_branch(self._sim[layer.op.name], first, second)
         site = Site(layer.op.name, 0)
@@ -229,25 +255,29 @@ def _value(nodes: Mapping[str, ir.Node], layer: str, operator: str) -> ir.Value:
     return value
 
 
-def change_layers(work: Work, context: Context, method: str, title: str, change: Callable[[Layer, Walk], str]) -> Work:
-    """Takes a method to every layer that gets it; says how many it changed, and which it left out for which reason.
+def change_layers(work: Work, context: Context, step: Step, title: str, change: Callable[[Layer, Walk], str]) -> Work:
+    """Takes a step to every layer that gets it; says how many it changed, and which it left out for which reason.
 
     Args:
         work: The model and its plan; left as it is.
         context: Samples and limits.
-        method: Its name.
+        step: It.
         title: What it does, for the progress.
         change: Changes a layer; why it does not, as the end of a sentence, or "".
     """
-    walk, left_out = Walk(work, context), dict[str, str]()
+    walk, left_out, section = Walk(work, context), dict[str, str](), Section.of(step, work, context, "layers")
+
+    def change_at(index: int) -> str:
+        return change(walk.layer(index), walk)
+
     context.listener.start(title, len(walk))
     try:
-        for done, layer in enumerate(walk, 1):
-            reason = context.refusal(method, layer.op.name) or change(layer, walk)
+        for index, op in enumerate(walk.ops):
+            reason = context.refusal(step.name, op.name) or walk.settle(section, index, partial(change_at, index))
             if reason:
-                left_out[layer.op.name] = reason
-            context.listener.advance(done)
-        walk.note(said(method, len(walk) - len(left_out), {**left_out, **in_bodies(work.graph)}))
+                left_out[op.name] = reason
+            context.listener.advance(index + 1)
+        walk.note(said(step.name, len(walk) - len(left_out), {**left_out, **in_bodies(work.graph)}))
         return walk.work
     finally:
         walk.close()

@@ -17,6 +17,7 @@ from qconvert.recover import (
     AUTO,
     NONE,
     Context,
+    Journal,
     Recovered,
     asked_methods,
     asked_names,
@@ -58,6 +59,7 @@ def recover_weights(
     *,
     random: bool,
     budget: float | None,
+    journal: Journal | None,
     listener: Listener,
 ) -> Recovered:
     """The model and its plan with what methods make of them.
@@ -70,6 +72,7 @@ def recover_weights(
         feeds: Inputs, one at least.
         random: Whether they are made up, so that methods trust them little.
         budget: Seconds after which no other method is begun; None: no limit.
+        journal: Where steps keep what became of layers, and where they look for it; None: nowhere.
         listener: Hears notes and progress.
 
     Raises:
@@ -88,6 +91,7 @@ def recover_weights(
         damping=DOUBTFUL if random else DAMPING,
         only=asked_only(policy if asked_names(policy) else policy.override(recover=names), model),
         deadline=None if budget is None else time.monotonic() + budget,
+        journal=journal,
         listener=listener,
     )
     methods = asked_methods(policy) or make_methods(names)
