@@ -15,8 +15,8 @@ what they had learned.
 Measured on the whole of it with 64 samples, on others: 11.4 dB at the output instead of 10.4 dB with AdaRound alone. On
 those 64 it is 23.6 dB: they are few for the last, wide layers. To hold an eighth of them back, which judges each block,
 costs more than it saves: 10.8 dB. So a block keeps what it learned where its error is less on the samples it saw. With
-116 samples: 11.9 dB; with three times the steps, on these, 11.4 dB; drawn to the float weights, with 64, 11.0 dB. To want
-f(z), not f(x), with 61: 10.3 dB, the mean of both 11.6 dB; but that is worse where samples suffice.
+116 samples: 11.9 dB; with three times the steps, on these, 11.4 dB; drawn to the float weights, with 64, 11.0 dB. To
+want f(z), not f(x), with 61: 10.3 dB, the mean of both 11.6 dB; but that is worse where samples suffice.
 """
 
 from __future__ import annotations
