@@ -277,6 +277,29 @@ def test_moments_about_the_mean_leave_a_constant_input_out() -> None:
     np.testing.assert_allclose(seen.gram[0], 40 * np.cov(z.T, bias=True), rtol=1e-4, atol=1e-4)
 
 
+def test_means_that_are_large_beside_what_varies_leave_it_as_it_is() -> None:
+    rows, w = Rows("MatMul", (6, 4)), normal(1, 4, 6).astype(np.float64)
+    small = (1e-3 * normal(60, 6) @ normal(6, 6, seed=1)).astype(np.float32)
+    samples = [(x, x + np.float32(1)) for x in np.split(small + np.arange(6, dtype=np.float32), 6)]
+    seen = moments(rows, samples, w, centred=True)
+    read = np.concatenate([z for _, z in samples[::2]]).astype(np.float64)
+    other = np.concatenate([z for _, z in samples[1::2]]).astype(np.float64)
+    expected = 30 * (np.cov(read.T, bias=True) + np.cov(other.T, bias=True))
+    np.testing.assert_allclose(seen.gram[0], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    assert (np.linalg.eigvalsh(seen.damped) > 0).all()
+    params = params_of(normal(6, 4), "int4", 1)
+    for method in METHODS:
+        assert np.isfinite(method.choose(w, rows, params, seen)[0]).all()
+
+
+def test_inputs_too_large_to_be_squared_are_said() -> None:
+    rows, w, x = Rows("MatMul", (6, 4)), normal(1, 4, 6).astype(np.float64), normal(10, 6)
+    large = np.float32(1e30) * x
+    assert moments(rows, [(x, x), (large, large)], w).unusable == "whose inputs are too large to be squared"
+    assert moments(rows, [(x, x), (large, large)], w, centred=True).unusable
+    assert not moments(rows, [(x, x)], w).unusable
+
+
 def test_an_input_that_is_always_zero_breaks_nothing() -> None:
     x = normal(50, 6)
     x[:, 2] = 0

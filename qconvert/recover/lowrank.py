@@ -53,6 +53,8 @@ class LowRank(Step):
         rows = rows_of(layer)
         weight = rows.split(layer.weight).astype(np.float64)
         seen = moments(rows, layer.inputs(), weight, damping=damping)
+        if seen.unusable:
+            return seen.unusable
         current = rows.split(as_read(walk.current(layer), layer.entry)).astype(np.float64)
         first, second = factors(seen.target(weight)[0] - current[0], seen, self.rank(layer))
         factor = float(attributes(layer.op.node).get("alpha", 1.0))

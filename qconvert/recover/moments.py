@@ -60,6 +60,12 @@ class Moments:
         return replace(self, gram=gram, cross=cross, columns=self.columns + other.columns)
 
     @property
+    def unusable(self) -> str:
+        """Why nothing is chosen by them, as the end of a sentence, or ""."""
+        finite = np.isfinite(self.gram).all() and np.isfinite(self.cross).all()
+        return "" if finite else "whose inputs are too large to be squared"
+
+    @property
     def damped(self) -> Floats:
         """``gram / columns`` with ``damping``; an input that is always 0 gets 1."""
         return _damped(self.gram / max(self.columns, 1), self._shift(self.damping))
@@ -99,10 +105,10 @@ def moments(
         damping: The least that is added to diagonals, see ``Moments``.
         centred: Whether they are about the means of inputs: a bias takes care of what those make.
     """
-    halves = [_Sums(rows), _Sums(rows)]
+    halves = [_Sums(rows, centred=centred), _Sums(rows, centred=centred)]
     for index, (exact, given) in enumerate(pairs):
         halves[index % 2].add(exact, given)
-    one, other = (half.moments(centred=centred) for half in halves)
+    one, other = (half.moments() for half in halves)
     return replace(one + other, damping=damping, doubt=max(damping, _best_doubt(one, other, weight)))
 
 
@@ -118,30 +124,41 @@ def _across(seen: Moments, judge: Moments, weight: Floats, doubt: float) -> floa
 
 
 class _Sums:
-    """Moments on the way."""
+    """Moments on the way.
 
-    def __init__(self, rows: Rows) -> None:
+    Where they are to be about the means, the first sample's are taken from all at once: means that are large beside
+    what varies would leave nothing of it in float32.
+    """
+
+    def __init__(self, rows: Rows, *, centred: bool) -> None:
         groups, _, inputs = rows.size
         self._rows, self._columns, self._differ = rows, 0, False
         self._gram, self._cross = np.zeros((groups, inputs, inputs)), np.zeros((groups, inputs, inputs))
         self._sums = np.zeros((2, groups, inputs))
+        self._centred, self._shifts = centred, np.zeros((2, groups, inputs, 1), np.float32)
 
     def add(self, exact: Reals, given: Reals) -> None:
         """One sample."""
         same = exact is given
         self._differ = self._differ or not same
         for x, z in _columns(self._rows, exact, given):
+            if self._centred:
+                if not self._columns:
+                    self._shifts[:] = x.mean(2, keepdims=True), z.mean(2, keepdims=True)
+                z = z - self._shifts[1]  # noqa: PLW2901 - in place of what is not needed any more
+                x = z if same else x - self._shifts[0]  # noqa: PLW2901
             turned = z.swapaxes(1, 2)
-            product = z @ turned
-            self._gram += product
-            self._cross += product if same else x @ turned
+            with np.errstate(over="ignore", invalid="ignore"):  # ``unusable`` says it
+                product = z @ turned
+                self._gram += product
+                self._cross += product if same else x @ turned
             self._sums += x.sum(2, dtype=np.float64), z.sum(2, dtype=np.float64)
             self._columns += z.shape[2]
 
-    def moments(self, *, centred: bool) -> Moments:
+    def moments(self) -> Moments:
         """Of all samples; about their means, which a bias takes care of, or about 0."""
         gram, cross = self._gram, self._cross
-        if centred:
+        if self._centred:
             exact, given = self._sums / np.sqrt(max(self._columns, 1))
             gram = gram - given[:, :, None] * given[:, None, :]
             cross = cross - exact[:, :, None] * given[:, None, :]

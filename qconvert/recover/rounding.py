@@ -65,6 +65,8 @@ class Rounding(Step):
         weight = rows.split(layer.weight).astype(np.float64)
         pairs = layer.inputs() if makes_good(layer) else ((z, z) for _, z in layer.inputs())
         seen = moments(rows, pairs, weight, damping=context.damping, centred=biased)
+        if seen.unusable:
+            return seen.unusable
         plain = rows.lattice(layer.params).nearest(weight), layer.params
         levels, params = better(weight, rows, seen, plain, self.choose(weight, rows, layer.params, seen))
         if params is not layer.params:
