@@ -17,7 +17,7 @@ import onnx_ir as ir
 from qconvert.comparison import compare_outputs, file_size
 from qconvert.errors import DataError, ModelError, PlanError
 from qconvert.files import atomic_output, check_writable
-from qconvert.graph import file_hash, initializers, load_model, weight_bytes, write_model
+from qconvert.graph import file_hash, initializers, load_model, operand, operators, weight_bytes, write_model
 from qconvert.kernel_census import census
 from qconvert.listener import SILENT, Listener
 from qconvert.memory import WEIGHT_COPIES, resident, text
@@ -146,7 +146,7 @@ def quantize_weights(
         graph, policy, seen, random=data is None, budget=budget, journal=journal, listener=listener
     )
     graph, plan = work.graph, work.plan
-    before = {value.name or "": tensor for value, tensor in initializers(work.reference)}
+    before = _float_weights(work)
     release_memory()
     needed = needed_opset(readings(graph, plan))
     check_opset(TWO_BIT_OPSET if any(entry.params.dtype.bits == 2 for entry in plan.entries) else needed)
@@ -247,6 +247,17 @@ def _write(model: ir.Model, path: Path, shard_size: int | None, listener: Listen
         listener.finish()
 
 
+def _float_weights(work: Work) -> dict[str, ir.TensorProtocol]:
+    """What the float model has at the sites of each entry, by the entry's name: methods rename what others read too."""
+    nodes = {op.name: op.node for op in operators(work.reference)}
+    found = {}
+    for entry in work.plan.entries:
+        value = operand(nodes[entry.sites[0].operator], entry.sites[0].operand)
+        if value is not None and value.const_value is not None:
+            found[entry.tensor] = value.const_value
+    return found
+
+
 def _read_back(
     written: ir.Model, stored: Sequence[Stored], before: Mapping[str, ir.TensorProtocol], listener: Listener
 ) -> tuple[StoredWeight, ...]:
@@ -259,7 +270,7 @@ def _read_back(
             source = before[one.weight]
             size = sum(sizes[name][0] for name in (one.tensor, *one.beside))
             sqnr = weight_sqnr(source, tensors[one.tensor], one)
-            found.append(StoredWeight(one.weight, one.params.dtype.name, source.size, size, sqnr))
+            found.append(StoredWeight(source.name or one.weight, one.params.dtype.name, source.size, size, sqnr))
             listener.advance(done)
     finally:
         listener.finish()

@@ -219,6 +219,30 @@ def test_layers_in_bodies_are_left_out_aloud(name: str) -> None:
         np.testing.assert_array_equal(found.numpy(), weights[key])
 
 
+def test_a_weight_that_others_read_too_keeps_its_float_there(tmp_path: Path) -> None:
+    body = "h = MatMul (x, w)\ns = ReduceSum <keepdims = 0> (w, axes)\ny = Add (h, s)"
+    weights = {"w": weight(32, 48), "axes": np.zeros(1, np.int64)}
+    path, said = tmp_path / "model.onnx", Notes()
+    write_model(model(body, inputs="float[8,32] x", weights=weights, opset=21), path)
+    result = quantize_weights(path, output=tmp_path / "q.onnx", policy=small(), listener=said)
+    assert any(note.startswith("gptq: 1 layers changed") for note in said.notes)
+    assert [(one.tensor, one.elements) for one in result.weights] == [("w", 32 * 48)]
+    assert result.weights[0].sqnr_db > 15
+    assert result.proof.fidelity[0].sqnr_db > 15
+
+
+@pytest.mark.parametrize("recover", ["none", "gptq"])
+def test_weights_behind_an_identity_are_stored_once(tmp_path: Path, recover: str) -> None:
+    body = "i = Identity (w)\nh = MatMul (x, w)\nr = Relu (h)\ny = MatMul (r, i)"
+    path, said = tmp_path / "model.onnx", Notes()
+    write_model(model(body, inputs="float[8,32] x", weights={"w": weight(32, 32)}, opset=21), path)
+    wanted = small(policy_text=f"recover: [{recover}]")
+    result = quantize_weights(path, output=tmp_path / "q.onnx", policy=wanted, listener=said)
+    assert "1 Identity operators dropped" in said.notes
+    assert [one.tensor for one in result.weights] == ["w"]
+    assert [len(entry.sites) for entry in result.plan.of("weight")] == [2]
+
+
 def test_the_same_samples_give_the_same_file(path: Path) -> None:
     outs = [path.with_name(f"{count}.onnx") for count in range(2)]
     for out in outs:

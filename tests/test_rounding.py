@@ -279,8 +279,9 @@ def test_moments_about_the_mean_leave_a_constant_input_out() -> None:
 
 def test_means_that_are_large_beside_what_varies_leave_it_as_it_is() -> None:
     rows, w = Rows("MatMul", (6, 4)), normal(1, 4, 6).astype(np.float64)
-    small = (1e-3 * normal(60, 6) @ normal(6, 6, seed=1)).astype(np.float32)
-    samples = [(x, x + np.float32(1)) for x in np.split(small + np.arange(6, dtype=np.float32), 6)]
+    varies = 1e-3 * normal(60, 6) @ normal(6, 6, seed=1)
+    x, z = (np.asarray(varies + np.arange(6) + shift, np.float32).reshape(6, 10, 6) for shift in (0, 1))
+    samples = list(zip(x, z, strict=True))
     seen = moments(rows, samples, w, centred=True)
     read = np.concatenate([z for _, z in samples[::2]]).astype(np.float64)
     other = np.concatenate([z for _, z in samples[1::2]]).astype(np.float64)

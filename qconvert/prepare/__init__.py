@@ -16,7 +16,7 @@ import onnx_ir.passes.common as passes
 from qconvert.errors import ModelError, QConvertError
 from qconvert.graph import operators
 from qconvert.metrics import sqnr_db
-from qconvert.prepare.fold import fold_batchnorm, fold_constants, lift_constants
+from qconvert.prepare.fold import drop_identities, fold_batchnorm, fold_constants, lift_constants
 from qconvert.prepare.half import is_half, widen_half
 from qconvert.prepare.opset import raise_opset
 from qconvert.prepare.types import infer_types, unique_names
@@ -104,7 +104,7 @@ def _stages(model: ir.Model, min_opset: int, *, fold: bool) -> list[tuple[str, S
     ]
     if quantized_pairs(model):
         return [*stages, ("lifting constants", lift_constants)]
-    stages.append(("folding constants", fold_constants) if fold else ("lifting constants", lift_constants))
+    stages.append(("folding constants", fold_constants) if fold else ("dropping Identity", drop_identities))
     return [*stages, ("folding BatchNormalization", fold_batchnorm)]
 
 

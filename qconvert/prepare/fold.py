@@ -19,6 +19,20 @@ def lift_constants(model: ir.Model) -> str:
     return ""
 
 
+def drop_identities(model: ir.Model) -> str:
+    """Lifts constants and drops Identity, behind which exporters hide weights that several operators share."""
+    lift_constants(model)
+    before = _kinds(model)["Identity"]
+    _drop_identities(model)
+    count = before - _kinds(model)["Identity"]
+    return f"{count} Identity operators dropped" if count else ""
+
+
+def _drop_identities(model: ir.Model) -> None:
+    if not any(op.subgraph for op in operators(model)):  # the pass fails on a body that returns an outer value
+        passes.IdentityEliminationPass()(model)
+
+
 def fold_constants(model: ir.Model) -> str:
     """Computes ahead what depends on no input, and drops Identity and Dropout."""
     if not any(_is_foldable(op.node) for op in operators(model)):
@@ -37,8 +51,7 @@ def fold_constants(model: ir.Model) -> str:
         output_size_limit=FOLD_LIMIT,
     )
     rewriter.rewrite(model, [common.dropout_inference_rule, common.dropout_zero_rule])
-    if not any(op.subgraph for op in operators(model)):  # the pass fails on a body that returns an outer value
-        passes.IdentityEliminationPass()(model)
+    _drop_identities(model)
     lift_constants(model)
     tidy(model)
     count = sum((before - _kinds(model)).values())
