@@ -22,7 +22,7 @@ from qconvert.recover import METHODS, Rewrite, Step, Work, make_methods
 from qconvert.recover.awq import Awq
 from qconvert.recover.smooth import Seen
 from qconvert.recover.types import Context
-from qconvert.recover.weights import SMALL, names_for
+from qconvert.recover.weights import SMALL, names_for, recover_weights
 from qconvert.session import open_session, run
 from qconvert.weight_only import quantize_weights
 from tests.models import model, policy, weight
@@ -124,6 +124,27 @@ def test_few_bits_are_rounded_by_what_they_multiply_where_that_is_quick() -> Non
     assert names_for(small(), wide, 1) == ()
     assert names_for(small(policy_text="recover: [hqq]"), wide, SMALL + 1) == ("hqq",)
     assert names_for(small(policy_text="recover: [none]"), low, 1) == ()
+
+
+@pytest.mark.parametrize(("scheme", "group_size"), [("per-tensor", None), ("per-channel", None), ("per-group", 16)])
+def test_methods_are_told_how_weights_share_scales(
+    scheme: str, group_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Context] = []
+
+    def win_back(*arguments: Any, **_: Any) -> None:  # noqa: ANN401 - what the real one takes
+        told.append(arguments[3])
+
+    monkeypatch.setattr("qconvert.recover.weights.win_back", win_back)
+    graph, wanted = net(), Policy().override(weights="int4", scheme=scheme, group_size=group_size)
+    prepare(graph, (), fold=False)
+    plan = make_weight_plan(graph, wanted)
+    recover_weights(
+        graph, plan, wanted, ["gptq"], samples(2), random=False, budget=None, journal=None, listener=Notes()
+    )
+    assert told[0].weights == INT4
+    assert told[0].per_channel == (scheme != "per-tensor")
+    assert told[0].group_size == group_size
 
 
 @pytest.fixture

@@ -87,6 +87,7 @@ def recover_weights(
     context = Context(
         feeds,
         weights=usual.dtype,
+        per_channel=usual.axis is not None,
         group_size=usual.block_size,
         damping=DOUBTFUL if random else DAMPING,
         only=asked_only(policy if asked_names(policy) else policy.override(recover=names), model),
@@ -102,5 +103,5 @@ def recover_weights(
 def _usual(plan: Plan) -> QuantParams:
     """The grid of a kind that most weights have."""
     found = [entry.params for entry in plan.of("weight")]
-    kinds = [(params.dtype.name, params.block_size) for params in found]
+    kinds = [(params.dtype.name, params.block_size, params.axis is None) for params in found]
     return found[kinds.index(max(kinds, key=kinds.count))]
