@@ -17,7 +17,7 @@ import onnx_ir as ir
 from qconvert.comparison import compare_outputs, file_size
 from qconvert.errors import DataError, ModelError, PlanError
 from qconvert.files import atomic_output, check_writable
-from qconvert.graph import file_hash, initializers, load_model, operand, operators, weight_bytes, write_model
+from qconvert.graph import file_hash, initializers, load_model, operand, weight_bytes, write_model
 from qconvert.kernel_census import census
 from qconvert.listener import SILENT, Listener
 from qconvert.memory import WEIGHT_COPIES, resident, text
@@ -30,6 +30,7 @@ from qconvert.preprocess import Preprocess
 from qconvert.provenance import record_conversion
 from qconvert.random_inputs import random_feeds
 from qconvert.recover import Journal, Tried, Work, asked_names
+from qconvert.recover.edits import nodes_of
 from qconvert.recover.weights import names_for, recover_weights
 from qconvert.rewrite.packing import Stored, packed_sizes, weight_sqnr
 from qconvert.rewrite.weight_forms import needed_opset, readings
@@ -249,8 +250,7 @@ def _write(model: ir.Model, path: Path, shard_size: int | None, listener: Listen
 
 def _float_weights(work: Work) -> dict[str, ir.TensorProtocol]:
     """What the float model has at the sites of each entry, by the entry's name: methods rename what others read too."""
-    nodes = {op.name: op.node for op in operators(work.reference)}
-    found = {}
+    nodes, found = nodes_of(work.reference), {}
     for entry in work.plan.entries:
         value = operand(nodes[entry.sites[0].operator], entry.sites[0].operand)
         if value is not None and value.const_value is not None:

@@ -266,14 +266,11 @@ def change_layers(work: Work, context: Context, step: Step, title: str, change: 
         change: Changes a layer; why it does not, as the end of a sentence, or "".
     """
     walk, left_out, section = Walk(work, context), dict[str, str](), Section.of(step, work, context, "layers")
-
-    def change_at(index: int) -> str:
-        return change(walk.layer(index), walk)
-
     context.listener.start(title, len(walk))
     try:
         for index, op in enumerate(walk.ops):
-            reason = context.refusal(step.name, op.name) or walk.settle(section, index, partial(change_at, index))
+            change_it = partial(change, walk.layer(index), walk)
+            reason = context.refusal(step.name, op.name) or walk.settle(section, index, change_it)
             if reason:
                 left_out[op.name] = reason
             context.listener.advance(index + 1)
