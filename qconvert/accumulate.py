@@ -50,7 +50,7 @@ class Accumulators:
         self.limits, self.scales = np.zeros(count, np.int32), np.zeros(count, np.float32)
         self.zeros, self.values = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.seen: list[Callable[[], npt.NDArray[Any] | None]] = [_nothing] * count
-        self.everywhere = np.arange(count)
+        self.everywhere = np.arange(count)[::-1].copy()  # what a run made last is still in the cache
         self.addresses, self.sizes, self.steps = np.zeros((3, count), np.int64)
         self.strange = np.zeros((count, 3), np.int64)
         self.rows: list[tuple[int, _Floats, _Floats]] = []

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +29,7 @@ from qconvert.visit import State
 if TYPE_CHECKING:
     from qconvert.channels import ChannelStats
 
-FORMAT = 3
+FORMAT = 4
 SUFFIX = ".calib"
 PART_SUFFIX = ".part"
 """Behind the name of a ``.calib`` file: what an unfinished run has kept."""
@@ -129,26 +129,37 @@ def save(calibration: Calibration, path: Path, *, force: bool, state: State | No
 
 
 def _described(name: str, part: npt.NDArray[Any] | Codes) -> list[Any]:
-    """A name, and of what is held as codes also the axis of their tables."""
-    return [name, part.axis] if isinstance(part, Codes) else [name]
+    """A name, and of what is held as codes also the axis of their tables, and the shape of these."""
+    return [name, part.axis, *part.tables.shape] if isinstance(part, Codes) else [name]
 
 
 def _probe_members(probes: Sequence[Feeds]) -> dict[str, npt.NDArray[Any]]:
+    """An array a member; all tables in one, since members have a cost of their own."""
     found: dict[str, npt.NDArray[Any]] = {}
+    tables: list[npt.NDArray[Any]] = []
     for i, probe in enumerate(probes):
         for j, part in enumerate(parts_of(probe).values()):
             found[f"probe_{i}_{j}"] = part.codes if isinstance(part, Codes) else part
-            if isinstance(part, Codes):
-                found[f"probe_{i}_{j}_tables"] = part.tables
-    return found
+            tables += [part.tables.reshape(-1)] if isinstance(part, Codes) else []
+    return found | {"tables": _joined(tables, np.float32)}
 
 
-def _read_probe(i: int, described: Sequence[Sequence[Any]], archive: Mapping[str, Any]) -> Feeds:
-    parts: dict[str, npt.NDArray[Any] | Codes] = {}
-    for j, (name, *axis) in enumerate(described):
-        array = archive[f"probe_{i}_{j}"]
-        parts[name] = Codes(array, archive[f"probe_{i}_{j}_tables"], *axis) if axis else array
-    return PackedFeeds(parts)
+def _read_probes(described: Sequence[Sequence[Sequence[Any]]], archive: Mapping[str, Any]) -> Iterator[Feeds]:
+    tables, at = archive["tables"], 0
+    for i, inputs in enumerate(described):
+        parts: dict[str, npt.NDArray[Any] | Codes] = {}
+        for j, (name, *about) in enumerate(inputs):
+            array = archive[f"probe_{i}_{j}"]
+            parts[name] = array
+            if about:
+                axis, rows, columns = about
+                end = at + rows * columns
+                parts[name] = Codes(array, tables[at:end].reshape(rows, columns), axis)
+                at = end
+                if int(array.max()) >= columns:
+                    message = "a code beyond its table"
+                    raise ValueError(message)
+        yield PackedFeeds(parts)
 
 
 def _channel_members(channels: Mapping[str, ChannelStats]) -> dict[str, npt.NDArray[Any]]:
@@ -244,7 +255,7 @@ def _read(header: Mapping[str, Any], archive: Mapping[str, Any]) -> tuple[Calibr
             SampleRanges(*(part[at : at + recorded] for part in parts)),
         )
         at += recorded
-    probes = tuple(_read_probe(i, described, archive) for i, described in enumerate(header["probes"]))
+    probes = tuple(_read_probes(header["probes"], archive))
     skipped = tuple((name, reason) for name, reason in header["skipped"])
     about = header["model"], header["model_hash"], header["data"], header["samples"]
     found = Calibration(*about, skipped, stats, probes, _read_channels(header["channels"], archive))

@@ -12,6 +12,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -65,7 +66,7 @@ class Way:
         strict: Whether a sample that cannot be read is an error.
         progress: Told after every sample, of all passes.
         keep: Given the state now and then, and when the run is interrupted.
-        ready: Samples that were read already, by number.
+        ready: Gives samples that were read already, by number; asked once, when the first is needed.
         gather: Numbers of samples to keep.
         spill: Where to keep their arrays; None keeps them in memory.
     """
@@ -77,7 +78,7 @@ class Way:
     strict: bool = False
     progress: Progress | None = None
     keep: Callable[[State], None] | None = None
-    ready: Mapping[int, Sample] = field(default_factory=dict)
+    ready: Callable[[], Mapping[int, Sample]] = dict
     gather: frozenset[int] = frozenset()
     spill: Spill | None = None
 
@@ -96,17 +97,17 @@ def capture(model: ir.Model, state: State, samples: SampleSet, way: Way) -> Capt
         DataError: If no sample could be read, or any with ``strict``.
         ModelError: If onnxruntime refuses the model or a sample.
     """
-    tally, gathered = _Tally(state, way.keep), dict(way.ready)
+    tally = _Tally(state, way.keep)
     for number in range(state.passes, len(state.groups)):
         if number > state.passes:  # graphs are full of cycles, and the last session's would be kept beside the next
             gc.collect()
             release_memory()
-        visit = _pass(model, tally, number, replace(way, ready=gathered), samples)
-        gathered = visit.gathered
+        visit = _pass(model, tally, number, way, samples)
+        way = replace(way, ready=partial(dict, visit.gathered))
     names = [name for group in state.groups for name in group]
     stats = {name: tally.stats[name] for name in names}
     channels = {name: tally.channels[name] for name in names if name in way.channels}
-    return Captured(stats, channels, visit.done, visit.skipped, gathered)
+    return Captured(stats, channels, visit.done, visit.skipped, visit.gathered)
 
 
 class _Tally:
@@ -169,7 +170,7 @@ def _pass(model: ir.Model, tally: _Tally, number: int, way: Way, samples: Sample
         progress,
         skip=frozenset(tally.done),
         gather=way.gather,
-        gathered=dict(way.ready),
+        gathered=dict(way.ready()),
         spill=way.spill,
     )
 

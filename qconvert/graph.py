@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,10 +145,19 @@ def _external_values(model: ir.Model) -> list[tuple[ir.Value, ir.ExternalTensor]
 
 def file_hash(path: Path, model: ir.Model | None = None) -> str:
     """SHA-256 of an ONNX file together with the weight files it refers to; ``model`` is what it holds, where known."""
+    return hash_of(files_of(path, model or load_model(path)))
+
+
+def files_of(path: Path, model: ir.Model) -> list[Path]:
+    """An ONNX file and the weight files it refers to."""
+    return [path, *map(Path, sorted({str(tensor.path) for tensor in external_tensors(model)}))]
+
+
+def hash_of(files: Iterable[Path]) -> str:
+    """SHA-256 of what files hold, one after another."""
     digest = hashlib.sha256()
-    folders = sorted({str(tensor.path) for tensor in external_tensors(model or load_model(path))})
-    for name in (str(path), *folders):
-        with Path(name).open("rb") as file:
+    for path in files:
+        with path.open("rb") as file:
             while chunk := file.read(1 << 22):
                 digest.update(chunk)
     return digest.hexdigest()

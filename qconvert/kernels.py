@@ -209,6 +209,20 @@ def encode(bits: npt.NDArray[np.uint32], codes: npt.NDArray[np.uint8], table: np
     return used
 
 
+@compiled(
+    numba.void(
+        numba.types.Array(numba.uint8, 2, "C", readonly=True),
+        numba.types.Array(numba.float32, 2, "C", readonly=True),
+        numba.float32[:, ::1],
+    )
+)
+def decode(codes: npt.NDArray[np.uint8], tables: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
+    """What the ``codes`` ``[C, n]`` stand for in the ``tables`` ``[C, k]``; numpy makes indices of 8 bytes of them."""
+    for row in range(codes.shape[0]):
+        for i in range(codes.shape[1]):
+            values[row, i] = tables[row, codes[row, i]]
+
+
 def reals(ordered: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
     """The float32 of ordered integers, -0.0 as 0.0."""
     bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from hypothesis.extra import numpy as arrays
 
 from qconvert import calibration
 from qconvert.calibration import Calibration
+from qconvert.errors import CalibrationError
 from qconvert.files import Spill
-from qconvert.kernels import encode
-from qconvert.samples.pack import LEAST, Codes, held_bytes, pack, packed, parts_of
+from qconvert.kernels import decode, encode
+from qconvert.samples.pack import LEAST, Codes, PackedFeeds, held_bytes, pack, packed, parts_of
 from qconvert.samples.types import Array, Sample
 
 
@@ -113,6 +115,25 @@ def test_a_calibration_keeps_them_packed(tmp_path: Path) -> None:
     for probe in (packed, plain):
         assert list(probe) == ["x", "n"]
         assert all(same_bits(probe[name], array) for name, array in feeds.items())
+
+
+def test_a_code_beyond_its_table_is_no_calibration(tmp_path: Path) -> None:
+    part = parts_of(pack({"x": image(1, 80, 80, axis=None)}))["x"]
+    assert isinstance(part, Codes)
+    short = PackedFeeds({"x": replace(part, tables=part.tables[:, :9])})
+    path = tmp_path / "a.calib"
+    calibration.save(Calibration("m.onnx", "0", {}, 1, (), {}, (short,)), path, force=False)
+    with pytest.raises(CalibrationError, match="not a readable calibration file"):
+        calibration.load(path)
+
+
+@given(st.integers(1, 4), st.integers(1, 256), st.integers(0, 3000), st.integers(0, 2**32 - 1))
+def test_codes_become_what_they_stand_for(rows: int, columns: int, count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tables = rng.standard_normal((rows, columns)).astype(np.float32)
+    codes, values = rng.integers(0, columns, (rows, count), np.uint8), np.empty((rows, count), np.float32)
+    decode(codes, tables, values)
+    np.testing.assert_array_equal(values, np.take_along_axis(tables, codes.astype(np.int64), 1))
 
 
 def test_arrays_in_a_file_are_the_same_when_it_is_closed() -> None:

@@ -6,8 +6,12 @@ import io
 import json
 import pickle
 import random
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import cycle
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +22,10 @@ from onnx import numpy_helper
 from PIL import Image
 
 from qconvert.errors import CorruptSampleError, DataError
+from qconvert.files import Spill
 from qconvert.preprocess import PRESETS, Preprocess
-from qconvert.samples import InputSpec, SampleSet, open_samples
+from qconvert.samples import InputSpec, Sample, SampleSet, open_samples
+from qconvert.samples.ahead import ReadAhead
 
 BENCH = Path(__file__).parents[2] / "shared" / "bench"
 RAW = Preprocess(scale=1)
@@ -804,3 +810,67 @@ class TestBenchmarkData:
         samples = open_samples(BENCH / "data/cifar10/eval", [spec("N", 3, 32, 32)], preprocess=PRESETS["cifar"])
         assert samples.load(0).label == 0
         assert samples.load(len(samples) - 1).label == 9
+
+
+# --- reading ahead ---
+
+
+@pytest.fixture
+def spill() -> Iterator[Spill]:
+    with closing(Spill()) as spill:
+        yield spill
+
+
+def read_ahead(
+    samples: SampleSet, numbers: Iterable[int], known: Mapping[int, Sample], spill: Spill, *, until: int
+) -> ReadAhead:
+    """One that has read as far as this number."""
+    passed = Event()
+
+    def told() -> Iterator[int]:
+        for number in numbers:
+            if number == until:
+                passed.set()
+            yield number
+
+    ahead = ReadAhead(samples, told(), known, spill)
+    assert passed.wait(60)
+    return ahead
+
+
+def test_reading_ahead_keeps_what_it_reads(tmp_path: Path, spill: Spill) -> None:
+    np.save(tmp_path / "a.npy", numbers(5, 4))
+    samples = open_samples(tmp_path / "a.npy", ROWS)
+    known = {2: samples.load(2)}
+    ahead = read_ahead(samples, [4, 2, 0, 1], known, spill, until=1)
+    found = ahead.take()
+    assert {0, 2, 4} <= found.keys() <= {0, 1, 2, 4}
+    assert found[2] is known[2]
+    for number, sample in found.items():
+        assert sample.name == samples.load(number).name
+        np.testing.assert_array_equal(sample.feeds["input"], samples.load(number).feeds["input"])
+
+
+def test_reading_ahead_leaves_out_what_cannot_be_read(tmp_path: Path, spill: Spill) -> None:
+    for name in "abc":
+        image(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    samples = open_samples(tmp_path, PIXELS, preprocess=RAW)
+    ahead = read_ahead(samples, [0, 1, 2, 0], {}, spill, until=2)
+    assert {0} <= ahead.take().keys() <= {0, 2}
+
+
+def test_reading_ahead_ends_when_it_is_closed(tmp_path: Path, spill: Spill) -> None:
+    np.save(tmp_path / "a.npy", numbers(5, 4))
+    given: list[int] = []
+
+    def endless() -> Iterator[int]:
+        for number in cycle(range(5)):
+            given.append(number)
+            yield number
+
+    ahead = ReadAhead(open_samples(tmp_path / "a.npy", ROWS), endless(), {}, spill)
+    ahead.close()
+    count = len(given)
+    assert len(ahead.take()) <= 5
+    assert len(given) == count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import islice
@@ -16,7 +17,7 @@ from qconvert.calibration import Calibration
 from qconvert.capture import Captured, Way, capture
 from qconvert.errors import CorruptSampleError
 from qconvert.files import Spill, check_writable
-from qconvert.graph import file_hash, load_model, operators, weight_bytes
+from qconvert.graph import files_of, hash_of, load_model, operators, weight_bytes
 from qconvert.histogram import Detail
 from qconvert.listener import SILENT, Listener
 from qconvert.memory import plan_passes, resident, value_bytes
@@ -28,6 +29,7 @@ from qconvert.prepare import prepare, quantized_pairs
 from qconvert.preprocess import Preprocess
 from qconvert.resume import Journal
 from qconvert.samples import Sample, SampleSet
+from qconvert.samples.ahead import ReadAhead
 from qconvert.samples.pack import held_bytes, packed
 from qconvert.session import Feeds, check_provider
 from qconvert.visit import State, readable
@@ -89,43 +91,46 @@ def calibrate(
     if preprocess is None and are_images(data):
         preprocess = policy.preprocess
     samples = open_data(model, graph, data, preprocess, limit=limit, seed=seed, listener=listener)
-    digest = file_hash(model, graph)
     order = spread(len(samples))
     first = _first(samples, order)
-    probes = tuple(sample.feeds for sample in first.values())
-    for note in prepare(graph, probes, original=model).notes:
-        listener.note(note)
-    names = _observable(graph, policy, listener)
-    axes = {name: axis for name, axis in channel_axes(graph).items() if name in names} if channels else {}
     kept = _kept(order, first) if detail != "range" else list(first)
-    passes = plan_passes(
-        value_bytes(graph, names, probes[0]),
-        weights=weight_bytes(graph),
-        base=resident(),
-        workers=min(threads or default_workers(), len(samples)),
-        limit=max_memory,
-    )
-    listener.note(str(passes))
-    about = {**samples.description, "provider": provider, "statistics": detail, "channels": channels}
-    result = Calibration(_relative(model, output), digest, about, 0, (), {}, probes)
-    journal = Journal.beside(output, result) if output is not None else None
-    state = State(passes.groups)
-    if journal is not None:
-        state = journal.begin(state, resume=resume, note=listener.note)
-    spill = Spill()
-    way = Way(
-        detail=detail,
-        channels=axes,
-        provider=provider,
-        threads=passes.workers,
-        strict=strict,
-        progress=listener.advance,
-        keep=journal.keep if journal is not None else None,
-        ready=first,
-        gather=frozenset(kept),
-        spill=spill,
-    )
-    with closing(spill):
+    with (
+        closing(Spill()) as spill,
+        closing(ReadAhead(samples, kept, first, spill)) as ahead,
+        ThreadPoolExecutor(1) as aside,
+    ):
+        digest = aside.submit(hash_of, files_of(model, graph))
+        probes = tuple(sample.feeds for sample in first.values())
+        for note in prepare(graph, probes, original=model).notes:
+            listener.note(note)
+        names = _observable(graph, policy, listener)
+        axes = {name: axis for name, axis in channel_axes(graph).items() if name in names} if channels else {}
+        passes = plan_passes(
+            value_bytes(graph, names, probes[0]),
+            weights=weight_bytes(graph),
+            base=resident(),
+            workers=min(threads or default_workers(), len(samples)),
+            limit=max_memory,
+        )
+        listener.note(str(passes))
+        about = {**samples.description, "provider": provider, "statistics": detail, "channels": channels}
+        result = Calibration(_relative(model, output), digest.result(), about, 0, (), {}, probes)
+        journal = Journal.beside(output, result) if output is not None else None
+        state = State(passes.groups)
+        if journal is not None:
+            state = journal.begin(state, resume=resume, note=listener.note)
+        way = Way(
+            detail=detail,
+            channels=axes,
+            provider=provider,
+            threads=passes.workers,
+            strict=strict,
+            progress=listener.advance,
+            keep=journal.keep if journal is not None else None,
+            ready=ahead.take,
+            gather=frozenset(kept),
+            spill=spill,
+        )
         found = _captured(graph, state, samples, way, listener)
     result = replace(
         result,

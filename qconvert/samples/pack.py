@@ -42,10 +42,12 @@ class Codes:
 
     def array(self) -> Array:
         """The array, to the bit."""
-        if self.axis is None:
-            return np.asarray(self.tables[0][self.codes])
-        rows = np.stack([table[row] for table, row in zip(self.tables, self.codes, strict=True)])
-        return np.ascontiguousarray(np.moveaxis(rows, 0, self.axis))
+        from qconvert.kernels import decode  # noqa: PLC0415 - see _coded
+
+        values = np.empty(self.codes.shape, np.float32)
+        rows = len(self.tables), -1
+        decode(np.asarray(self.codes).reshape(rows), self.tables, values.reshape(rows))
+        return values if self.axis is None else np.ascontiguousarray(np.moveaxis(values, 0, self.axis))
 
 
 class PackedFeeds(Mapping[str, Array]):
