@@ -1,10 +1,13 @@
 """The accuracy table: every calibrator at every width, next to onnxruntime.quantization, as Markdown.
 
     python -m tests.benchmarks.table [CASE ...] [--calibrate N] [--evaluate N] [--methods M ...] [--widths W ...]
+                                     [--divisions N]
 
 Ranges come from one set of samples, all figures from another. SQNR is pooled over samples and elements, the mean over
-the float outputs; top-1 where there are labels. onnxruntime.quantization runs on the same samples with its own defaults
-(QDQ, uint8 activations, int8 weights, ``quant_pre_process`` before) in the rows of 8 bits.
+the float outputs; top-1 where there are labels. With ``--divisions``, the images of both sets are divided anew at
+random, N times, and cells are means with their standard errors: a set of a few hundred has a few that are hard, and
+whichever side these fall on decides between methods that are equally good. onnxruntime.quantization runs on the same
+samples with its own defaults (QDQ, uint8 activations, int8 weights, ``quant_pre_process`` before) in rows of 8 bits.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,8 +107,8 @@ def cases(folder: Path) -> list[Case]:
 
 def _linked(folder: Path, files: Sequence[Path]) -> Path:
     folder.mkdir()
-    for file in files:
-        (folder / file.name).symlink_to(file)
+    for place, file in enumerate(files):  # folders may hold files of one name
+        (folder / f"{place:05}_{file.name}").symlink_to(file)
     return folder
 
 
@@ -194,19 +197,48 @@ def shown(measure: Callable[[], object]) -> str:
             return "refused"
 
 
+def divided(case: Case, folder: Path, seed: int) -> Case:
+    """The case with its images divided at random into as many for both uses as before; without labels."""
+    here = sorted(file for file in case.calibration.rglob("*") if file.is_file())
+    files = here + sorted(file for file in case.evaluation.rglob("*") if file.is_file())
+    order = np.random.default_rng(seed).permutation(len(files))
+    mixed = [files[place] for place in order]
+    parts = mixed[: len(here)], mixed[len(here) :]
+    calibration, evaluation = (
+        _linked(folder / f"{case.name}_{seed}_{use}", part)
+        for use, part in zip(("calibration", "evaluation"), parts, strict=True)
+    )
+    return replace(case, calibration=calibration, evaluation=evaluation, labels=None)
+
+
+def mean(rows: Sequence[Row]) -> str:
+    """A cell of several divisions."""
+    values = [row.sqnr_db for row in rows]
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f} dB"
+
+
 def table(
-    case: Case, widths: Sequence[str], methods: Sequence[str], counts: tuple[int, int], folder: Path
+    divisions: Sequence[Case], widths: Sequence[str], methods: Sequence[str], counts: tuple[int, int], folder: Path
 ) -> list[str]:
-    """All methods at all widths: SQNR / top-1, heavy operators on integers/in float."""
+    """All methods at all widths: SQNR / top-1, heavy operators on integers/in float; or the mean SQNR of divisions."""
     count, judged = counts
-    calibrated = pipeline.calibrate(case.model, case.calibration, preprocess=case.preprocess, limit=count)
-    bench = Bench(case, calibrated, feeds_of(case, count), judged, folder)
-    rows = {method: [shown(partial(bench.ours, method, width)) for width in widths] for method in methods}
+    benches = []
+    for case in divisions:
+        calibrated = pipeline.calibrate(case.model, case.calibration, preprocess=case.preprocess, limit=count)
+        benches.append(Bench(case, calibrated, feeds_of(case, count), judged, folder))
+
+    def cell(measure: Callable[[Bench], Row]) -> str:
+        return shown(lambda: measure(benches[0]) if len(benches) == 1 else mean([measure(one) for one in benches]))
+
+    rows = {method: [cell(partial(Bench.ours, method=method, width=width)) for width in widths] for method in methods}
     for method in PEERS:
         rows[f"onnxruntime {method}"] = [
-            shown(partial(bench.theirs, method, width)) if width.startswith("W8A8") else "-" for width in widths
+            cell(partial(Bench.theirs, method=method, width=width)) if width.startswith("W8A8") else "-"
+            for width in widths
         ]
-    title = f"### {case.name}: ranges from {calibrated.samples} samples, figures from at most {judged} others"
+    samples = benches[0].calibrated.samples
+    title = f"### {divisions[0].name}: ranges from {samples} samples, figures from at most {judged} others"
+    title += f", {len(divisions)} divisions" if len(divisions) > 1 else ""
     lines = [title, "", f"| calibrator | {' | '.join(widths)} |", f"| --- |{' ---: |' * len(widths)}"]
     return [*lines, *(f"| {name} | {' | '.join(row)} |" for name, row in rows.items()), ""]
 
@@ -219,12 +251,18 @@ def main() -> None:
     parser.add_argument("--evaluate", type=int, default=300, metavar="N", help="samples to judge by, at most")
     parser.add_argument("--methods", nargs="*", default=METHODS, metavar="M", help="calibrators")
     parser.add_argument("--widths", nargs="*", default=tuple(WIDTHS), metavar="W", help="columns")
+    parser.add_argument(
+        "--divisions", type=int, default=0, metavar="N", help="of all images, at random; 0: as they are"
+    )
     wish = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qconvert-table.") as name:
         folder = Path(name)
         for case in cases(folder):
             if not wish.case or case.name in wish.case:
-                lines = table(case, wish.widths, wish.methods, (wish.calibrate, wish.evaluate), folder)
+                several = (
+                    [divided(case, folder, seed) for seed in range(wish.divisions)] if wish.divisions > 1 else [case]
+                )
+                lines = table(several, wish.widths, wish.methods, (wish.calibrate, wish.evaluate), folder)
                 sys.stdout.write("\n".join(lines) + "\n")
                 sys.stdout.flush()
 
