@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from qconvert.numerics import QUANT_TYPES
 from qconvert.prepare import prepare
 from qconvert.recover import Context, Work
 from qconvert.recover.adaround import AdaRound
-from qconvert.recover.brecq import Brecq, divided, results
+from qconvert.recover.brecq import Brecq, divided, results, sources
 from qconvert.recover.judge import Judge
+from qconvert.recover.qdrop import QDrop
 from qconvert.recover.reconstruct import Pace
+from qconvert.recover.walk import Walk
 from qconvert.session import Feeds, open_session, run
 from qconvert.torch_graph import OPERATORS, Part, library, part_behind
 from tests.models import Array, f32, i64, images, model, planned, policy, weight
@@ -239,6 +242,8 @@ WEIGHTS = {
 PROBES, UNSEEN = images(1, 3, 8, 8, count=40)[:24], images(1, 3, 8, 8, count=40)[24:]
 LAYERS = AdaRound(steps=100)
 QUICK = Brecq(steps=100, pace=Pace(steps=60))
+DROPS = QDrop(steps=100, pace=Pace(steps=200, drop=0.5))
+both = pytest.mark.parametrize(("method", "count"), [(QUICK, 24), (DROPS, 8)], ids=["brecq", "qdrop with few samples"])
 
 
 def begun(body: str) -> Work:
@@ -248,8 +253,8 @@ def begun(body: str) -> Work:
     return Work(graph, graph, planned(graph, PROBES, wanted))
 
 
-def context() -> Context:
-    return Context(PROBES, weights=QUANT_TYPES["int4"])
+def context(count: int = len(PROBES)) -> Context:
+    return Context(PROBES[:count], weights=QUANT_TYPES["int4"])
 
 
 def test_blocks_begin_with_a_layer_and_leave_nothing_out() -> None:
@@ -270,24 +275,45 @@ def test_what_a_block_makes_is_what_others_read() -> None:
     assert not results([op for op in ops if op.name == "c"], {"a"})
 
 
-def test_blocks_learn_what_layers_cannot() -> None:
+def test_what_a_block_reads_stands_beside_what_it_reads_in_the_float_model() -> None:
+    work = begun("a = Conv (x, w1, b1)\nr = Relu (a)\nb = Conv (r, w2, b1)\nc = Relu (b)\nd = Add (c, b)\ny = Relu (d)")
+    with closing(Walk(work, context())) as walk:
+        ops = [op for op in operators(work.reference) if op.name in {"b", "c", "d"}]
+        first, last = walk.simulated["b"], walk.simulated["d"]
+        assert isinstance(first.graph, ir.Graph)
+        part = part_behind(first.graph, first, last.outputs)
+        (exact,) = sources(part, ops, walk.simulated)
+        assert exact is not None
+        assert exact.name == "r"
+
+
+@both
+def test_blocks_learn_what_layers_cannot(method: Brecq, count: int) -> None:
     pytest.importorskip("torch")
     work = begun(CHAIN)
     judge = Judge(work.reference, UNSEEN)
     plain, adaround, brecq = (
         judge.sqnr_db(one.graph, one.plan)
-        for one in (work, LAYERS.apply(work, context()), QUICK.apply(work, context()))
+        for one in (work, LAYERS.apply(work, context(count)), method.apply(work, context(count)))
     )
     assert brecq > plain + 1
     assert brecq > adaround
 
 
-def test_the_same_samples_give_the_same_bytes() -> None:
+def test_dropping_nothing_is_brecq() -> None:
     pytest.importorskip("torch")
     work = begun(CHAIN)
-    first, second = (QUICK.apply(work, context()) for _ in range(2))
+    none, some = (QDrop(steps=100, pace=Pace(steps=60, drop=drop)).apply(work, context(8)) for drop in (0.0, 0.5))
+    assert serialize(none.graph) == serialize(QUICK.apply(work, context(8)).graph) != serialize(some.graph)
+
+
+@both
+def test_the_same_samples_give_the_same_bytes(method: Brecq, count: int) -> None:
+    pytest.importorskip("torch")
+    work = begun(CHAIN)
+    first, second = (method.apply(work, context(count)) for _ in range(2))
     assert serialize(first.graph) == serialize(second.graph)
-    assert serialize(first.graph) != serialize(LAYERS.apply(work, context()).graph)
+    assert serialize(first.graph) != serialize(LAYERS.apply(work, context(count)).graph)
 
 
 def test_no_time_and_other_methods_are_heeded() -> None:

@@ -218,7 +218,7 @@ y = If (c) <
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in {"hqq", "rotate"}])
 def test_layers_in_bodies_are_left_out_aloud(name: str) -> None:
     """But for what needs no inputs, and what asks for sums that are normalized."""
-    if name == "brecq":
+    if name in {"brecq", "qdrop"}:
         pytest.importorskip("torch")
     weights = {"gain": np.ones(32, np.float32), "shift": normal(32)}
     weights |= {key: weight(32, 32, seed=seed) for seed, key in enumerate("wvu")}

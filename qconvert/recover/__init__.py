@@ -20,6 +20,7 @@ from qconvert.recover.gptq import Gptq
 from qconvert.recover.hqq import Hqq
 from qconvert.recover.journal import Journal
 from qconvert.recover.lowrank import LowRank
+from qconvert.recover.qdrop import QDrop
 from qconvert.recover.rotate import Rotation
 from qconvert.recover.smooth import Smoothing
 from qconvert.recover.trials import Recovered, Tried, recover_all, recover_best, win_back
@@ -40,6 +41,7 @@ METHODS: Mapping[str, type[Method]] = {
         AdaQuant,
         Clipping,
         Brecq,
+        QDrop,
     )
 }
 """By name; in this order ``auto`` tries them: what takes long last, and of that what usually gives most first."""

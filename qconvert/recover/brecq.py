@@ -38,7 +38,7 @@ from qconvert.recover.rounding import unfit
 from qconvert.recover.types import BIASES, LEVELS, Context, Work, said
 from qconvert.recover.walk import Walk
 from qconvert.sensing.blocks import blocks
-from qconvert.torch_graph import library, part_behind
+from qconvert.torch_graph import Part, library, part_behind
 
 JOINED = 3
 """Layers of a chain that make a block."""
@@ -98,7 +98,18 @@ class Brecq(AdaRound):
         part = part_behind(first.graph, first, made)
         if part.unsupported:
             return f"with a {part.unsupported}, which PyTorch is not taught"
-        return learn(Block(part, [op.node.outputs[place] for op, place in wanted], free), walk, context, self.pace)
+        targets = [op.node.outputs[place] for op, place in wanted]
+        return learn(Block(part, sources(part, run, walk.simulated), targets, free), walk, context, self.pace)
+
+
+def sources(part: Part, run: Sequence[Operator], simulated: Mapping[str, ir.Node]) -> list[ir.Value | None]:
+    """What stands in place of the inputs of a part in the float model, where one of its operators reads both."""
+    found = dict[ir.Value | None, ir.Value | None]()
+    for op in run:
+        for value, exact in zip(simulated[op.name].inputs, op.node.inputs, strict=False):
+            if exact is not None and exact.dtype == ir.DataType.FLOAT:
+                found.setdefault(value, exact)
+    return [found.get(value) for value in part.inputs]
 
 
 def divided(model: ir.Model, layers: Collection[str]) -> list[list[Operator]]:

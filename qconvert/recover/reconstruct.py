@@ -48,12 +48,15 @@ class Pace:
         bias_rate: Likewise of biases, in reals.
         start: Where latent weights start: from 0, in the middle of their level, to 1, as near to the float weight as
             they may be (``NEAR``).
+        drop: The share of the numbers that a block reads which are the float model's while it learns, other ones at
+            every step.
     """
 
     steps: int = 100
     rate: float = 0.03
     bias_rate: float = 1e-3
     start: float = 0.5
+    drop: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,13 @@ class Block:
 
     Attributes:
         part: It, in the quantized model in float arithmetic.
+        sources: What stands in place of its inputs in the float model; None where nothing does.
         targets: What stands in place of its outputs in the float model.
         layers: Those whose weights learn.
     """
 
     part: Part
+    sources: Sequence[ir.Value | None]
     targets: Sequence[ir.Value]
     layers: Sequence[Layer]
 
@@ -80,7 +85,7 @@ def learn(block: Block, walk: Walk, context: Context, pace: Pace) -> str:
         context: Samples and limits.
         pace: How.
     """
-    with closing(_Samples(block, walk, context)) as samples:
+    with closing(_Samples(block, walk, context, exact=pace.drop > 0)) as samples:
         weights = [_Weight(layer, walk) for layer in block.layers]
         learner = _Learner(block, weights, samples)
         try:
@@ -98,20 +103,27 @@ def learn(block: Block, walk: Walk, context: Context, pace: Pace) -> str:
 
 
 class _Samples:
-    """What a block reads and shall make, for all samples."""
+    """What a block reads and shall make, and if wanted what it reads in the float model, for all samples."""
 
-    def __init__(self, block: Block, walk: Walk, context: Context) -> None:
+    def __init__(self, block: Block, walk: Walk, context: Context, *, exact: bool) -> None:
         self._torch, self._store = library("learning"), Store(context.stored)
-        self._sizes = {"x": len(block.part.inputs), "y": len(block.targets)}
+        sources = {place: value for place, value in enumerate(block.sources) if exact and value is not None}
+        self.known = tuple(sources)
         self.count = len(context.probes)
-        for kind, arrays in (("x", walk.given(block.part.inputs)), ("y", walk.exact(block.targets))):
+        kinds = {
+            "x": walk.given(block.part.inputs),
+            "y": walk.exact(block.targets),
+            "e": walk.exact([*sources.values()]) if sources else (),
+        }
+        self._sizes = {"x": len(block.part.inputs), "y": len(block.targets), "e": len(sources)}
+        for kind, arrays in kinds.items():
             for number, found in enumerate(arrays):
                 for place, array in enumerate(found):
                     self._store.put(f"{kind}{place}", number, array)
         self.together = all(len(self._store.shapes(name)) == 1 for name in self._store.names)
 
     def read(self, kind: str, numbers: Sequence[int]) -> list[Tensor]:
-        """Inputs, ``x``, or targets, ``y``, of some samples, joined along the first axis."""
+        """Inputs, ``x``, targets, ``y``, or the float model's ``known`` inputs, ``e``, joined along the first axis."""
         found = ([self._store.get(f"{kind}{place}", one) for one in numbers] for place in range(self._sizes[kind]))
         return [
             self._torch.from_numpy(np.array(arrays[0] if len(arrays) == 1 else np.concatenate(arrays)))
@@ -192,6 +204,7 @@ class _Learner:
         self._weights, self._samples = weights, samples
         self._constants = block.part.constants()
         self._scales, self._batch = [1.0] * len(block.targets), 1
+        self._drop, self._dice = 0.0, self._torch.Generator()
 
     def agrees(self, expected: Sequence[Array]) -> bool:
         """Whether it computes the first sample as onnxruntime does; takes the measure of errors and batches.
@@ -235,6 +248,8 @@ class _Learner:
     def run(self, pace: Pace, context: Context) -> None:
         """Learns, as long as there is time."""
         torch, rng, todo = self._torch, np.random.default_rng(context.seed), list[int]()
+        self._drop = pace.drop
+        self._dice.manual_seed(context.seed)
         for weight in self._weights:
             weight.start(pace.start)
         biases = [weight.bias for weight in self._weights if weight.bias is not None]
@@ -260,8 +275,13 @@ class _Learner:
             weight.take(fed)
 
     def _fed(self, numbers: Sequence[int], *, learning: bool) -> dict[ir.Value, Tensor]:
-        """What the block reads."""
-        found = self._constants | dict(zip(self._part.inputs, self._samples.read("x", numbers), strict=True))
+        """What the block reads; while it learns, with some numbers dropped for those of the float model."""
+        inputs = self._samples.read("x", numbers)
+        if learning and self._drop:
+            for place, exact in zip(self._samples.known, self._samples.read("e", numbers), strict=True):
+                dropped = self._torch.rand(exact.shape, generator=self._dice) < self._drop
+                inputs[place] = self._torch.where(dropped, exact, inputs[place])
+        found = self._constants | dict(zip(self._part.inputs, inputs, strict=True))
         for weight in self._weights:
             found |= weight.feed(learning=learning)
         return found
