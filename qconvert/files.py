@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
@@ -94,6 +95,13 @@ class Spill:
             self._file.write(np.ascontiguousarray(array).data)
             self._file.flush()
             return np.memmap(self._file, array.dtype, "r", start, array.shape)
+
+    @staticmethod
+    def release(array: npt.NDArray[Any]) -> None:
+        """Says that an array that was looked at is not needed in memory now; one that lies nowhere else stays."""
+        pages = getattr(array, "_mmap", None)
+        if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+            pages.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Ends writing; the file goes with the last array in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +116,20 @@ def test_a_calibration_keeps_them_packed(tmp_path: Path) -> None:
     for probe in (packed, plain):
         assert list(probe) == ["x", "n"]
         assert all(same_bits(probe[name], array) for name, array in feeds.items())
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="only Linux says what a process maps")
+def test_what_was_looked_at_in_a_file_takes_no_memory() -> None:
+    def shared() -> int:
+        words = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").split()
+        return int(words[words.index("Rss:") + 1])
+
+    with closing(Spill()) as spill:
+        kept = [packed(Sample("", {"x": image(1, 3, 512, 512, axis=1)}, None), spill) for _ in range(40)]
+        before = shared()
+        for sample in kept:
+            assert sample.feeds["x"].shape == (1, 3, 512, 512)
+        assert shared() - before < 40 * 3 * 512 * 512 / 1024 / 2
 
 
 def test_a_code_beyond_its_table_is_no_calibration(tmp_path: Path) -> None:

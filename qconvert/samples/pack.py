@@ -47,6 +47,7 @@ class Codes:
         values = np.empty(self.codes.shape, np.float32)
         rows = len(self.tables), -1
         decode(np.asarray(self.codes).reshape(rows), self.tables, values.reshape(rows))
+        Spill.release(self.codes)
         return values if self.axis is None else np.ascontiguousarray(np.moveaxis(values, 0, self.axis))
 
 
