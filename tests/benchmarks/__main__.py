@@ -24,7 +24,7 @@ from tests.benchmarks import peers
 
 HERE = Path(__file__).parent
 SHARED = HERE.parents[2] / "shared" / "bench"
-REPEATS = 5
+REPEATS = 11
 PATIENCE = 30.0
 """Seconds after which a kind is not measured once more."""
 
