@@ -156,8 +156,8 @@ def _read_probes(described: Sequence[Sequence[Sequence[Any]]], archive: Mapping[
                 end = at + rows * columns
                 parts[name] = Codes(array, tables[at:end].reshape(rows, columns), axis)
                 at = end
-                if int(array.max()) >= columns:
-                    message = "a code beyond its table"
+                if array.dtype != np.uint8 or int(array.max()) >= columns:
+                    message = "codes that are not of their table"
                     raise ValueError(message)
         yield PackedFeeds(parts)
 

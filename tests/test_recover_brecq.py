@@ -236,6 +236,7 @@ WEIGHTS = {
     "w1": weight(8, 3, 3, 3),
     **{f"w{n}": weight(8, 8, 3, 3, seed=n, gain=1.4) for n in (2, 3, 4)},
     "b1": np.linspace(-0.5, 0.5, 8).astype(np.float32),
+    "k": weight(8, 1, 1),
     "w5": weight(8, 6),
     "b5": np.zeros(6, np.float32),
 }
@@ -285,6 +286,13 @@ def test_what_a_block_reads_stands_beside_what_it_reads_in_the_float_model() -> 
         (exact,) = sources(part, ops, walk.simulated)
         assert exact is not None
         assert exact.name == "r"
+
+
+def test_blocks_with_quantized_constants_learn_too() -> None:
+    pytest.importorskip("torch")
+    work = begun("a = Conv (x, w1, b1)\nb = Add (a, k)\nc = Conv (b, w2, b1)\ny = Mul (c, k)")
+    after = DROPS.apply(work, context(8))
+    assert any(note.startswith("qdrop: 1 blocks changed") for note in after.notes)
 
 
 @both
