@@ -145,21 +145,24 @@ def _probe_members(probes: Sequence[Feeds]) -> dict[str, npt.NDArray[Any]]:
 
 
 def _read_probes(described: Sequence[Sequence[Sequence[Any]]], archive: Mapping[str, Any]) -> Iterator[Feeds]:
-    tables, at = archive["tables"], 0
+    tables = archive["tables"]
     for i, inputs in enumerate(described):
         parts: dict[str, npt.NDArray[Any] | Codes] = {}
-        for j, (name, *about) in enumerate(inputs):
-            array = archive[f"probe_{i}_{j}"]
-            parts[name] = array
-            if about:
-                axis, rows, columns = about
-                end = at + rows * columns
-                parts[name] = Codes(array, tables[at:end].reshape(rows, columns), axis)
-                at = end
-                if array.dtype != np.uint8 or int(array.max()) >= columns:
-                    message = "codes that are not of their table"
-                    raise ValueError(message)
+        for j, (name, *coded) in enumerate(inputs):
+            parts[name] = array = archive[f"probe_{i}_{j}"]
+            if coded:
+                axis, rows, columns = coded
+                parts[name] = _checked(Codes(array, tables[: rows * columns].reshape(rows, columns), axis))
+                tables = tables[rows * columns :]
         yield PackedFeeds(parts)
+
+
+def _checked(part: Codes) -> Codes:
+    """Codes of a file, which are looked up without a look at the size of the table."""
+    if part.codes.dtype != np.uint8 or int(part.codes.max()) >= part.tables.shape[1]:
+        message = "codes that are not of their table"
+        raise ValueError(message)
+    return part
 
 
 def _channel_members(channels: Mapping[str, ChannelStats]) -> dict[str, npt.NDArray[Any]]:
