@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qconvert.lazy import imported_late
+
 if TYPE_CHECKING:
     from qconvert.calibration import Calibration as Calibration
     from qconvert.comparison import Evaluation as Evaluation
@@ -56,11 +58,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Imports a public name when it is first used, so that ``import qconvert`` is instant."""
-    if name not in _HOMES:
-        message = f"module 'qconvert' has no attribute '{name}'"
-        raise AttributeError(message)
-    from importlib import import_module  # noqa: PLC0415 - that is the point
-
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = imported_late(__name__, _HOMES)

@@ -6,12 +6,40 @@ progress.
 
 from __future__ import annotations
 
-from qconvert.pipeline.calibrating import calibrate
-from qconvert.pipeline.comparing import compare
-from qconvert.pipeline.evaluating import evaluate
-from qconvert.pipeline.quantizing import Proof, Quantized, Way, quantize
-from qconvert.pipeline.searching import Searched, Wanted, search
-from qconvert.pipeline.sensing import PART_SUFFIX, Question, sensitivity
+from typing import TYPE_CHECKING
+
+from qconvert.lazy import imported_late
+
+if TYPE_CHECKING:
+    from qconvert.pipeline.calibrating import calibrate as calibrate
+    from qconvert.pipeline.comparing import compare as compare
+    from qconvert.pipeline.evaluating import evaluate as evaluate
+    from qconvert.pipeline.quantizing import Proof as Proof
+    from qconvert.pipeline.quantizing import Quantized as Quantized
+    from qconvert.pipeline.quantizing import Way as Way
+    from qconvert.pipeline.quantizing import quantize as quantize
+    from qconvert.pipeline.searching import Searched as Searched
+    from qconvert.pipeline.searching import Wanted as Wanted
+    from qconvert.pipeline.searching import search as search
+    from qconvert.pipeline.sensing import PART_SUFFIX as PART_SUFFIX
+    from qconvert.pipeline.sensing import Question as Question
+    from qconvert.pipeline.sensing import sensitivity as sensitivity
+
+_HOMES = {
+    "PART_SUFFIX": "qconvert.pipeline.sensing",
+    "Proof": "qconvert.pipeline.quantizing",
+    "Quantized": "qconvert.pipeline.quantizing",
+    "Question": "qconvert.pipeline.sensing",
+    "Searched": "qconvert.pipeline.searching",
+    "Wanted": "qconvert.pipeline.searching",
+    "Way": "qconvert.pipeline.quantizing",
+    "calibrate": "qconvert.pipeline.calibrating",
+    "compare": "qconvert.pipeline.comparing",
+    "evaluate": "qconvert.pipeline.evaluating",
+    "quantize": "qconvert.pipeline.quantizing",
+    "search": "qconvert.pipeline.searching",
+    "sensitivity": "qconvert.pipeline.sensing",
+}
 
 __all__ = [
     "PART_SUFFIX",
@@ -28,3 +56,5 @@ __all__ = [
     "search",
     "sensitivity",
 ]
+
+__getattr__ = imported_late(__name__, _HOMES)
