@@ -102,14 +102,14 @@ def calibrate(job: Job, detail: Detail = "exact", *, decoded: bool = True) -> Me
     from qconvert.workers import collect_rarely
 
     collect_rarely()  # as the command line does
-    from qconvert import pipeline
+    from qconvert import calibrate as whole
     from qconvert.preprocess import preset
 
     data, preprocess = (job.prepared, None) if decoded else (job.data, preset(job.preprocess))
     output = job.folder / f"{detail}.calib"
     output.unlink(missing_ok=True)  # freeing the pages of the last one is no part of a first calibration
     ready = time.perf_counter()
-    found = pipeline.calibrate(job.model, data, preprocess=preprocess, output=output, detail=detail)
+    found = whole(job.model, data, preprocess=preprocess, output=output, detail=detail)
     return {"seconds": time.perf_counter() - ready, "samples": found.samples}
 
 
