@@ -50,10 +50,10 @@ class Accumulators:
         self.limits, self.scales = np.zeros(count, np.int32), np.zeros(count, np.float32)
         self.zeros, self.values = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.seen: list[Callable[[], npt.NDArray[Any] | None]] = [_nothing] * count
-        self.everywhere = np.arange(count)[::-1].copy()  # what a run made last is still in the cache
         self.addresses, self.sizes, self.steps = np.zeros((3, count), np.int64)
+        self.extreme, self.fits = np.zeros((2, count), np.int32), np.zeros(count, np.bool_)
         self.strange = np.zeros((count, 3), np.int64)
-        self.rows: list[tuple[int, _Floats, _Floats]] = []
+        self.rows: list[tuple[int, npt.NDArray[np.int32]]] = []
         self.before: list[TensorStats] = []
 
     def add(self, tensors: Sequence[npt.NDArray[Any]], *, index: int = 0) -> npt.NDArray[np.bool_]:
@@ -66,34 +66,46 @@ class Accumulators:
         Returns:
             ``[T]``: which tensors held finite values only.
         """
-        copies = self._locate(tensors)
-        low, high, fits = self._reduce(self.everywhere)
-        finite: npt.NDArray[np.bool_] = (np.isfinite(low) & np.isfinite(high)) | (self.sizes == 0)
-        again = np.flatnonzero(~(finite & fits))
-        flat = {place: copies.get(place, _flat(tensors[place])) for place in again.tolist()}
-        for place, x in flat.items():
-            if not finite[place]:
-                flat[place] = self._finite_part(place, x)
-                low[place], high[place] = _range(flat[place])
-            self._make_room(place, float(max(-low[place], high[place])))
-        if flat:
-            _, _, fits = self._reduce(again)
-            for place in np.flatnonzero(~fits).tolist():
-                self._count_tiny(place, flat[place])
-        low[self.sizes == 0], high[self.sizes == 0] = np.inf, -np.inf
-        self.values += self.sizes
-        self.rows.append((index, low, high))
-        if len(self.rows) > 2 * RECORDED:
-            self.before, self.rows = self._ranges(), []
+        finite = np.ones(len(tensors), np.bool_)
+        finite[self.add_part(np.arange(len(tensors)), tensors)] = False
+        self.end(index)
         return finite
 
-    def _locate(self, tensors: Sequence[npt.NDArray[Any]]) -> dict[int, _Floats]:
+    def add_part(self, places: npt.NDArray[np.int64], tensors: Sequence[npt.NDArray[Any]]) -> list[int]:
+        """Adds some values of a sample: the tensors of these ``places``; says which of them hold NaN or Inf."""
+        copies = self._locate(places, tensors)
+        if self._reduce(places):
+            return []
+        low, high = kernels.reals(self.extreme[:, places])
+        finite: npt.NDArray[np.bool_] = (np.isfinite(low) & np.isfinite(high)) | (self.sizes[places] == 0)
+        again = places[~self.fits[places]]
+        flat = {}
+        for row in np.flatnonzero(~self.fits[places]).tolist():
+            place = int(places[row])
+            flat[place], least, greatest = copies.get(place, _flat(tensors[row])), low[row], high[row]
+            if not finite[row]:
+                flat[place] = self._finite_part(place, flat[place])
+                least, greatest = _range(flat[place])
+            self._make_room(place, float(max(-least, greatest)))
+        if not self._reduce(again):
+            for place in again[~self.fits[again]].tolist():
+                self._count_tiny(place, flat[place])
+        return np.flatnonzero(~finite).tolist()
+
+    def end(self, index: int) -> None:
+        """All values of the sample of this number were added."""
+        self.values += self.sizes
+        self.rows.append((index, self.extreme.copy()))
+        if len(self.rows) > 2 * RECORDED:
+            self.before, self.rows = self._ranges(), []
+
+    def _locate(self, places: npt.NDArray[np.int64], tensors: Sequence[npt.NDArray[Any]]) -> dict[int, _Floats]:
         """Notes where the values are; what had to be copied is returned.
 
         Sample after sample comes in the same arrays, and asking 66 of them for their addresses takes 0.3 ms.
         """
         copies = {}
-        for place, tensor in enumerate(tensors):
+        for place, tensor in zip(places.tolist(), tensors, strict=True):
             if self.seen[place]() is tensor:
                 continue
             x = _flat(tensor)
@@ -114,22 +126,11 @@ class Accumulators:
         self.seen[place] = _nothing
         return part
 
-    def _reduce(self, places: npt.NDArray[np.int64]) -> tuple[_Floats, _Floats, npt.NDArray[np.bool_]]:
-        """Counts the values of the tensors at these places that fit their grids.
-
-        Returns:
-            The least values ``[T]``, the greatest, NaN where there is none; and which tensors fit. Only those at
-            ``places`` have a meaning, but the others fit.
-        """
-        extreme, zeros = np.zeros((2, self.sizes.size), np.int32), np.zeros(self.sizes.size, np.int64)
-        columns = places, self.addresses, self.sizes, self.steps, self.limits, self.scales
-        kernels.reduce_all(*columns, self.tables, self.counts, extreme, zeros)
-        if self.detail != "range":
-            counted = np.maximum(zeros, 0)
-            self.counts[:, 0] -= counted
-            self.zeros += counted
-        low, high = kernels.reals(extreme)
-        return low, high, zeros >= 0
+    def _reduce(self, places: npt.NDArray[np.int64]) -> bool:
+        """Counts the values of the tensors at these places that fit their grids; whether all of them do."""
+        columns = self.addresses, self.sizes, self.steps, self.limits, self.scales
+        good: bool = kernels.reduce_all(places, *columns, self.tables, self.counts, self.zeros, self.extreme, self.fits)
+        return good
 
     def _step(self, size: int) -> int:
         """Every how-manieth of so many values is counted."""
@@ -167,9 +168,9 @@ class Accumulators:
 
     def _ranges(self) -> list[TensorStats]:
         """What is known of the samples one by one, and no histograms."""
-        index = np.array([number for number, _, _ in self.rows], np.int64)
-        shape = len(self.rows), self.values.size
-        lows, highs = (np.array([row[side] for row in self.rows], np.float32).reshape(shape).T for side in (1, 2))
+        index = np.array([number for number, _ in self.rows], np.int64)
+        ordered = np.array([extreme for _, extreme in self.rows], np.int32).reshape(len(self.rows), 2, self.values.size)
+        lows, highs = kernels.reals(ordered.transpose(1, 2, 0))
         found = [_of_samples(index, *row) for row in zip(lows, highs, strict=True)]
         return [before + one for before, one in zip(self.before, found, strict=True)] if self.before else found
 

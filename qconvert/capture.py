@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -63,6 +64,7 @@ class Way:
         channels: Values of which every channel has statistics of its own, and the axis of the channels.
         provider: Execution provider.
         threads: Samples in flight at once; 0 means one for each CPU.
+        sizes: Bytes of values in one sample, as far as they are known.
         strict: Whether a sample that cannot be read is an error.
         progress: Told after every sample, of all passes.
         keep: Given the state now and then, and when the run is interrupted.
@@ -75,6 +77,7 @@ class Way:
     channels: Mapping[str, int] = field(default_factory=dict)
     provider: str = "cpu"
     threads: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
     strict: bool = False
     progress: Progress | None = None
     keep: Callable[[State], None] | None = None
@@ -154,9 +157,9 @@ def _pass(model: ir.Model, tally: _Tally, number: int, way: Way, samples: Sample
     inputs = {value.name for value in model.graph.inputs}
     outputs = [value.name or "" for value in model.graph.outputs if value.dtype == ir.DataType.FLOAT]
     fetched = list(dict.fromkeys(name for name in (*names, *outputs) if name not in inputs))
-    exposed = open_exposed(model, fetched, provider=way.provider, ordered=way.channels)
+    exposed = open_exposed(model, fetched, provider=way.provider, ordered=way.channels, sizes=way.sizes)
     axes = {name: axis for name, axis in way.channels.items() if name in names}
-    wanted = _Wanted(names, _masks(model), way.detail, axes)
+    wanted = _Wanted(names, [name for name in names if name in inputs], _masks(model), way.detail, axes)
     release_memory()
     before = number * len(samples)
 
@@ -175,7 +178,7 @@ def _pass(model: ir.Model, tally: _Tally, number: int, way: Way, samples: Sample
     )
 
     def work() -> None:
-        _observe(visit, Fetcher(exposed.session, exposed.outputs), wanted, tally)
+        _observe(visit, Fetcher(exposed), wanted, tally)
 
     try:
         visit.run(work, way.threads)
@@ -188,9 +191,10 @@ def _pass(model: ir.Model, tally: _Tally, number: int, way: Way, samples: Sample
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The values of a pass, which of all may hold -Inf on purpose, what is counted, and axes of channels."""
+    """The values of a pass, the inputs among them, which may hold -Inf on purpose, what is counted, channels' axes."""
 
     names: Sequence[str]
+    inputs: Sequence[str]
     masks: frozenset[str]
     detail: Detail
     axes: Mapping[str, int]
@@ -198,6 +202,24 @@ class _Wanted:
     def empty(self) -> _Part:
         whole, channels = Accumulators(len(self.names), self.detail), {name: ChannelAccumulator() for name in self.axes}
         return _Part(self.names, whole, channels, [], time.monotonic())
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Values that come together: those of a pass and their places in it, those only watched, and axes of channels."""
+
+    names: Sequence[str]
+    places: npt.NDArray[np.int64]
+    watched: Sequence[str]
+    axes: Mapping[str, int]
+
+    @staticmethod
+    def of(come: Sequence[str], wanted: _Wanted) -> _Step:
+        """What is wanted of what comes; what a run made last is looked at first, as it is still in the cache."""
+        names = [name for name in reversed(come) if name in wanted.names]
+        places = np.array([wanted.names.index(name) for name in names], np.int64)
+        watched = [name for name in come if name not in wanted.names]
+        return _Step(names, places, watched, {name: wanted.axes[name] for name in names if name in wanted.axes})
 
 
 @dataclass(frozen=True)
@@ -213,18 +235,18 @@ class _Part:
 
 def _observe(visit: Visit, fetch: Fetcher, wanted: _Wanted, tally: _Tally) -> None:
     """One thread's share of the samples."""
-    watched = [name for name in fetch.names if name not in wanted.names]
+    steps = [_Step.of(names, wanted) for names in (wanted.inputs, *fetch.parts)]
     part = wanted.empty()
     for index, sample in visit:
-        results = {**sample.feeds, **fetch(sample.feeds)}
-        tensors = [results[name] for name in wanted.names]
-        finite = part.whole.add(tensors, index=visit.samples.number(index))
-        for place in np.flatnonzero(~finite).tolist():
-            _check_non_finite(wanted.names[place], np.asarray(tensors[place]), sample.name, wanted.masks)
-        for name in watched:
-            _check_non_finite(name, np.asarray(results[name]), sample.name, frozenset())
-        for name, axis in wanted.axes.items():
-            part.channels[name].add(results[name], axis=axis)
+        feeds = dict(sample.feeds)  # packed ones are made anew whenever they are asked for
+        for step, values in zip(steps, chain((feeds,), fetch(feeds)), strict=True):
+            for row in part.whole.add_part(step.places, [values[name] for name in step.names]):
+                _check_non_finite(step.names[row], np.asarray(values[step.names[row]]), sample.name, wanted.masks)
+            for name in step.watched:
+                _check_non_finite(name, np.asarray(values[name]), sample.name, frozenset())
+            for name, axis in step.axes.items():
+                part.channels[name].add(values[name], axis=axis)
+        part.whole.end(visit.samples.number(index))
         part.done.append(index)
         if tally.keep is not None and time.monotonic() - part.began >= CHECKPOINT_SECONDS:
             with visit.lock:

@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from qconvert.errors import ModelError
 from qconvert.graph import attributes, is_constant, operators, weight_bytes, write_model
+from qconvert.parts import cut
 from qconvert.session import open_session
 
 BLOCKED = "com.microsoft.nchwc"
@@ -32,25 +33,33 @@ REOPEN_LIMIT = 500_000_000
 
 @dataclass(frozen=True)
 class Exposed:
-    """A session, and where its values are.
+    """Sessions, and where their values are.
 
     Attributes:
-        session: It runs with one thread.
-        outputs: Name of the session's output for each value. Its elements may be in another order than the graph's.
+        sessions: They run with one thread each, one after another; what one makes may be an input of a later one.
+        outputs: Name of a session's output for each value. Its elements may be in another order than the graph's.
     """
 
-    session: ort.InferenceSession
+    sessions: Sequence[ort.InferenceSession]
     outputs: Mapping[str, str]
 
 
-def open_exposed(model: ir.Model, names: Sequence[str], *, provider: str, ordered: Collection[str] = ()) -> Exposed:
-    """Opens a session from which the named values can be fetched.
+def open_exposed(
+    model: ir.Model,
+    names: Sequence[str],
+    *,
+    provider: str,
+    ordered: Collection[str] = (),
+    sizes: Mapping[str, int] | None = None,
+) -> Exposed:
+    """Opens sessions from which the named values can be fetched.
 
     Args:
         model: A prepared float graph; left as it is.
         names: Values of its main graph that are not constants.
         provider: Execution provider.
         ordered: Values whose elements must come in the order of the graph.
+        sizes: Bytes of values in one sample, by which the graph may be cut into parts; None makes one session.
 
     Raises:
         ModelError: If onnxruntime refuses the model.
@@ -58,28 +67,41 @@ def open_exposed(model: ir.Model, names: Sequence[str], *, provider: str, ordere
     with exposing(model, names) as augmented:
         if provider == "cpu" and weight_bytes(model) <= REOPEN_LIMIT and _has_convolution(model):
             with suppress(ModelError, OSError):  # no room for the file, or an onnxruntime that does not read its own
-                return _reopened(augmented, names, ordered)
-        return Exposed(open_session(augmented, provider=provider, threads=1), {name: name for name in names})
+                return _reopened(augmented, names, ordered, sizes or {})
+        return Exposed([open_session(augmented, provider=provider, threads=1)], {name: name for name in names})
 
 
-def _reopened(model: ir.Model, names: Sequence[str], ordered: Collection[str]) -> Exposed:
-    """A session of the graph that onnxruntime has optimized, without the copies."""
+def _reopened(model: ir.Model, names: Sequence[str], ordered: Collection[str], sizes: Mapping[str, int]) -> Exposed:
+    """Sessions of the graph that onnxruntime has optimized, without the copies."""
     with tempfile.TemporaryDirectory(prefix="qconvert.") as folder:
         source, changed = Path(folder) / "model.onnx", Path(folder) / "optimized.onnx"
         write_model(model, source, inline=0)  # onnxruntime maps weights in files, and copies those in bytes
         session = open_session(source, threads=1, optimized_path=changed)
         optimized = ir.load(changed)
+        _name_types(optimized)
         moved = _drop_copies(optimized, set(names) - set(ordered))
-        if not moved:
-            return Exposed(session, {name: name for name in names})
-        del session  # before the next is opened: each holds the weights
-        ir.save(optimized, changed)
         outputs = {name: moved.get(name, name) for name in names}
-        return Exposed(open_session(changed, threads=1, optimize=False), outputs)
+        parts = cut(optimized, outputs.values(), {outputs[name]: sizes.get(name, 0) for name in names})
+        if not moved and len(parts) == 1:
+            return Exposed([session], outputs)
+        del session  # before the next are opened: each holds the weights
+        sessions = []
+        for number, part in enumerate(parts):
+            path = changed.with_name(f"{number}.onnx")  # beside the file with the weights
+            ir.save(part, path)
+            sessions.append(open_session(path, threads=1, optimize=False))
+        return Exposed(sessions, outputs)
 
 
 def _has_convolution(model: ir.Model) -> bool:
     return any(op.op_type in {"Conv", "MaxPool", "AveragePool"} for op in operators(model))
+
+
+def _name_types(model: ir.Model) -> None:
+    """Blocked tensors that onnxruntime copies come without their type, which inputs and outputs must have."""
+    for node in model.graph:
+        if node.domain == BLOCKED and node.op_type == "ReorderOutput" and node.inputs[0] is not None:
+            node.inputs[0].type = ir.TensorType(ir.DataType.FLOAT)
 
 
 def _drop_copies(model: ir.Model, names: Collection[str]) -> dict[str, str]:
@@ -92,7 +114,6 @@ def _drop_copies(model: ir.Model, names: Collection[str]) -> dict[str, str]:
         source, keys = node.inputs[0], attributes(node)
         if source is None or source.is_graph_output() or keys.get("channels_last") or keys["channels"] % WIDEST_BLOCK:
             continue
-        source.type = ir.TensorType(ir.DataType.FLOAT)
         model.graph.outputs[index] = source
         if not value.uses():
             model.graph.remove(node, safe=True)

@@ -1,77 +1,190 @@
-"""Runs a session again and again into the same memory: outputs are read where onnxruntime writes them, uncopied."""
+"""Runs sessions again and again into the same memory: outputs are read where onnxruntime writes them, uncopied."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from qconvert.session import Feeds, numpy_type, run
+from qconvert.expose import Exposed
+from qconvert.session import Feeds, failed, numpy_type
+
+Arrays = dict[str, npt.NDArray[Any]]
+_Kind = tuple[np.dtype[Any], tuple[int, ...]]
+"""What memory an array needs."""
+
+_LINE = 64
+"""Bytes: arrays begin at multiples of it, as those in onnxruntime's own memory do."""
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A session, what it takes, which of its outputs are needed, and the names by which values are asked for."""
+
+    session: ort.InferenceSession
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    asked: Mapping[str, str]
+
+    @staticmethod
+    def of(session: ort.InferenceSession, asked: Mapping[str, str], handed_on: Collection[str]) -> _Stage:
+        made = [output.name for output in session.get_outputs()]
+        here = {name: output for name, output in asked.items() if output in made}
+        needed = {*handed_on, *here.values()}
+        inputs = [one.name for one in session.get_inputs()]
+        return _Stage(session, inputs, [name for name in made if name in needed], here)
+
+    def run(self, values: Feeds) -> Arrays:
+        """The outputs in memory that onnxruntime gives them.
+
+        Raises:
+            ModelError: If onnxruntime fails.
+        """
+        binding = self.session.io_binding()
+        for name in self.inputs:
+            binding.bind_cpu_input(name, values[name])
+        for name in self.outputs:
+            binding.bind_output(name, "cpu")
+        try:
+            self.session.run_with_iobinding(binding)
+        except RuntimeError as error:
+            raise failed({name: values[name] for name in self.inputs}, error) from error
+        return {name: _view(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A stage with memory: where its outputs are, and which of its inputs come from outside."""
+
+    binding: ort.IOBinding
+    outputs: Arrays
+    fed: Sequence[str]
+
+
+@dataclass
+class _Piece:
+    """A piece of memory: its bytes, where it begins, and the first stage that may write to it again."""
+
+    size: int
+    start: int
+    free: int = 0
 
 
 class Fetcher:
-    """Fetches some tensor outputs of a session; for one thread.
+    """Fetches some tensor outputs of sessions that follow one another; for one thread.
 
-    The memory that the first run allocates stays bound for the next ones while the input shapes stay the same; models
-    whose output shapes depend on the data get new memory for every run.
+    Once a run has shown how large they are, all outputs have their places in memory that is kept while the shapes of
+    the inputs stay the same; what is no longer needed leaves its place to what is made later. Models whose output
+    shapes depend on the data get new memory for every run.
     """
 
-    def __init__(self, session: ort.InferenceSession, outputs: Mapping[str, str]) -> None:
-        """Fetches ``outputs``: the session's outputs, by the names under which they are returned."""
-        self.session, self.names, self.outputs = session, list(outputs), list(outputs.values())
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.bound: ort.IOBinding | None = None
-        self.found: dict[str, npt.NDArray[Any]] = {}
-        self.reusable = True
+    def __init__(self, exposed: Exposed) -> None:
+        """Fetches ``exposed.outputs``."""
+        reads = [[one.name for one in session.get_inputs()] for session in exposed.sessions]
+        self._last = {name: place for place, names in enumerate(reads) for name in names}
+        self._stages = [
+            _Stage.of(session, exposed.outputs, [name for name, last in self._last.items() if last > place])
+            for place, session in enumerate(exposed.sessions)
+        ]
+        self.parts = [list(stage.asked) for stage in self._stages]
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._bound: list[_Bound] = []
+        self._reusable = True
 
-    def __call__(self, feeds: Feeds) -> dict[str, npt.NDArray[Any]]:
-        """The outputs by name; their memory is valid until the next call.
+    def __call__(self, feeds: Feeds) -> Iterator[Arrays]:
+        """The values by name, part by part as in ``parts``; their memory is valid until the next part is asked for.
 
         Raises:
             ModelError: If onnxruntime fails on these feeds.
         """
-        feeds = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
-        shapes = {name: array.shape for name, array in feeds.items()}
-        if self.shapes != shapes or not self._rerun(feeds):
-            self._first_run(feeds)
-            self.shapes = shapes
-        return self.found
+        values = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        shapes = {name: array.shape for name, array in values.items()}
+        if shapes != self._shapes:
+            self._bound = []
+        kinds: dict[str, _Kind] = {}
+        for place, stage in enumerate(self._stages):
+            outputs = self._again(place, values)
+            if outputs is None:
+                outputs = stage.run(values)
+                kinds.update({name: (array.dtype, array.shape) for name, array in outputs.items()})
+            values.update({name: outputs[name] for name in outputs if self._last.get(name, place) > place})
+            yield {name: outputs[output] for name, output in stage.asked.items()}
+        if not self._bound and self._reusable:
+            self._bound, self._shapes = self._placed(kinds), shapes
 
-    def _rerun(self, feeds: Feeds) -> bool:
-        """A run into the memory of the last one; False where its shapes do not fit."""
-        if self.bound is None or not self.reusable:
-            return False
+    def _again(self, place: int, values: Feeds) -> Arrays | None:
+        """A stage's outputs in the memory that is kept; None where there is none, or they have other shapes now."""
+        if not self._bound:
+            return None
+        stage, bound = self._stages[place], self._bound[place]
+        for name in bound.fed:
+            bound.binding.bind_cpu_input(name, values[name])
         try:
-            _run(self.session, self.bound, feeds)
+            stage.session.run_with_iobinding(bound.binding)
         except RuntimeError:
-            self.reusable = False
-        return self.reusable
+            self._bound, self._reusable = [], False
+            return None
+        return bound.outputs
 
-    def _first_run(self, feeds: Feeds) -> None:
-        self.bound, self.found = None, {}  # frees the memory of the last one
-        binding = self.session.io_binding()
-        for name in self.outputs:
-            binding.bind_output(name, "cpu")
-        try:
-            _run(self.session, binding, feeds)
-        except RuntimeError:
-            run(self.session, feeds, self.outputs)  # fails likewise, with a message that names the inputs
-            raise
-        values: list[ort.OrtValue] = binding.get_outputs()
-        self.bound = self.session.io_binding()
-        for name, value in zip(self.outputs, values, strict=True):
-            self.bound.bind_ortvalue_output(name, value)
-        self.found = {name: _view(value) for name, value in zip(self.names, values, strict=True)}
+    def _placed(self, kinds: Mapping[str, _Kind]) -> list[_Bound]:
+        """Memory for all outputs, bound to their stages; nothing where an output is no plain array, or empty."""
+        if not all(dtype.kind in "fiub" and np.prod(shape) for dtype, shape in kinds.values()):
+            return []
+        pieces, chosen = list[_Piece](), dict[str, _Piece]()
+        for place, stage in enumerate(self._stages):
+            for name in stage.outputs:
+                size = _bytes(kinds[name])
+                fits = [piece for piece in pieces if piece.free <= place and piece.size >= size]
+                chosen[name] = (
+                    min(fits, key=lambda piece: piece.size) if fits else _Piece(size, sum(map(_room, pieces)))
+                )
+                pieces += [] if fits else [chosen[name]]
+                chosen[name].free = self._last.get(name, place) + 1
+        memory = _memory(sum(map(_room, pieces)))
+        arrays = {name: _array(memory[chosen[name].start :], *kind) for name, kind in kinds.items()}
+        return [_bind(stage, arrays) for stage in self._stages]
 
 
-def _run(session: ort.InferenceSession, binding: ort.IOBinding, feeds: Feeds) -> None:
-    for name, array in feeds.items():
-        binding.bind_cpu_input(name, array)
-    session.run_with_iobinding(binding)
+def _bytes(kind: _Kind) -> int:
+    dtype, shape = kind
+    return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+
+
+def _room(piece: _Piece) -> int:
+    """Bytes up to the next."""
+    return -(-piece.size // _LINE) * _LINE
+
+
+def _memory(size: int) -> npt.NDArray[np.uint8]:
+    """So many bytes, at once: numpy asks the system for huge pages where an array is large."""
+    memory = np.empty(size + _LINE, np.uint8)
+    return memory[-memory.ctypes.data % _LINE :]
+
+
+def _array(memory: npt.NDArray[np.uint8], dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """At the beginning of that memory."""
+    return memory[: _bytes((dtype, shape))].view(dtype).reshape(shape)
+
+
+def _bind(stage: _Stage, arrays: Arrays) -> _Bound:
+    binding = stage.session.io_binding()
+    for name in stage.inputs:
+        if name in arrays:
+            binding.bind_input(name, *_place(arrays[name]))
+    for name in stage.outputs:
+        binding.bind_output(name, *_place(arrays[name]))
+    fed = [name for name in stage.inputs if name not in arrays]
+    return _Bound(binding, {name: arrays[name] for name in stage.outputs}, fed)
+
+
+def _place(array: npt.NDArray[Any]) -> tuple[str, int, npt.DTypeLike, tuple[int, ...], int]:
+    """An array as ``IOBinding`` takes it."""
+    return "cpu", 0, array.dtype, array.shape, array.ctypes.data
 
 
 def _view(value: ort.OrtValue) -> npt.NDArray[Any]:

@@ -33,6 +33,8 @@ _CACHED = 1 << 15
 _VALUES = numba.types.Array(numba.float32, 1, "C", readonly=True)
 """A signature without it refuses arrays that may not be written to; with it, both kinds are taken."""
 _COLUMN = numba.int64[::1]
+_INFINITY = np.int32(0x7F800000)
+"""The bits of Inf: those of NaN are greater."""
 
 
 def compiled(signature: object) -> Callable[[_F], _F]:
@@ -118,7 +120,7 @@ def _pointer(_context: object, address: Any) -> tuple[object, object]:  # noqa: 
 
 
 @compiled(
-    numba.void(
+    numba.boolean(
         _COLUMN,
         _COLUMN,
         _COLUMN,
@@ -127,8 +129,9 @@ def _pointer(_context: object, address: Any) -> tuple[object, object]:  # noqa: 
         numba.float32[::1],
         numba.uint16[:, ::1],
         numba.int64[:, ::1],
-        numba.int32[:, ::1],
         _COLUMN,
+        numba.int32[:, ::1],
+        numba.boolean[::1],
     )
 )
 def reduce_all(  # noqa: PLR0917 - numba takes no keywords at this speed
@@ -140,26 +143,32 @@ def reduce_all(  # noqa: PLR0917 - numba takes no keywords at this speed
     scales: npt.NDArray[np.float32],
     tables: npt.NDArray[np.uint16],
     counts: npt.NDArray[np.int64],
-    extreme: npt.NDArray[np.int32],
     zeros: npt.NDArray[np.int64],
-) -> None:
-    """Extremes of ``T`` float32 tensors, and counts of every ``steps[t]``-th value of those that fit their grids.
+    extreme: npt.NDArray[np.int32],
+    fits: npt.NDArray[np.bool_],
+) -> bool:
+    """Extremes of some of ``T`` float32 tensors, and counts of every ``steps[t]``-th value of those that fit.
 
-    One call for all tensors of a sample: threads that leave and take the GIL for every tensor wait for each other. Each
-    tensor is read twice while it is in the cache.
+    One call for many tensors: threads that leave and take the GIL for every tensor wait for each other. Each tensor is
+    read twice while it is in the cache.
 
     Args:
         places: Which of the tensors.
         addresses: Where the values of each tensor are, ``[T]``.
         sizes: How many they are.
         steps: Which of them are counted; 0 for none.
-        limits: A tensor fits where the bits of all its magnitudes are below this.
+        limits: A tensor fits its grid where the bits of all its magnitudes are below this.
         scales: See ``fill``.
         tables: Scratch memory ``[TABLES, 2 * BINS]``, all 0 before and after.
-        counts: ``[T, 2 * BINS]``, added to; zeros are in bin 0.
+        counts: ``[T, 2 * BINS]``, added to, but for zeros.
+        zeros: How many those are, ``[T]``, added to.
         extreme: ``[2, T]``, written: ordered integers as of ``extremes``.
-        zeros: ``[T]``, written: how many zeros were counted, -1 where the tensor does not fit.
+        fits: ``[T]``, written: whether a tensor holds finite values only and fits its grid, or needs none.
+
+    Returns:
+        Whether all of them do.
     """
+    good = True
     for tensor in places:
         size, step = sizes[tensor], steps[tensor]
         values = numba.carray(_pointer(addresses[tensor]), size)
@@ -172,23 +181,27 @@ def reduce_all(  # noqa: PLR0917 - numba takes no keywords at this speed
             while taken < chosen.size and taken * step < start + part.size:
                 chosen[taken] = values[taken * step]
                 taken += 1
-        extreme[0, tensor], extreme[1, tensor], zeros[tensor] = np.int32(low), np.int32(high), 0
-        if step == 0 or size == 0:
+        extreme[0, tensor], extreme[1, tensor] = np.int32(low), np.int32(high)
+        limit = _INFINITY if step == 0 or size == 0 else limits[tensor]
+        fits[tensor] = max(high, 0) < limit and max(-1 - low, 0) < limit
+        good = good and fits[tensor]
+        if step == 0 or not fits[tensor]:
             continue
-        if max(high, 0) >= limits[tensor] or max(-1 - low, 0) >= limits[tensor]:
-            zeros[tensor] = -1
-        elif step == 1:
+        none = 0
+        if step == 1:
             for start in range(0, size, BLOCK):
-                zeros[tensor] += fill(values[start : start + BLOCK], scales[tensor], tables)
+                none += fill(values[start : start + BLOCK], scales[tensor], tables)
                 drain(tables, counts[tensor])
         else:
-            index, none = np.empty(chosen.size, np.int32), 0
+            index = np.empty(chosen.size, np.int32)
             for i in range(chosen.size):
                 index[i] = _bin(chosen[i], scales[tensor])
                 none += int(chosen[i] == 0)
-            zeros[tensor] = none
             for place in index:  # too few for tables to pay
                 counts[tensor, place] += 1
+        counts[tensor, 0] -= none
+        zeros[tensor] += none
+    return good
 
 
 @compiled(numba.int64(numba.types.Array(numba.uint32, 1, "C", readonly=True), numba.uint8[::1], numba.uint32[::1]))

@@ -150,9 +150,14 @@ def run(session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str] | No
     try:
         results: list[Any] = session.run(outputs, dict(feeds))
     except Exception as error:  # onnxruntime raises a dozen unrelated classes, some of them bare Exception
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-        raise ModelError(f"onnxruntime fails on inputs {shapes}: {one_line(error)}") from error
+        raise failed(feeds, error) from error
     return results
+
+
+def failed(feeds: Feeds, error: BaseException) -> ModelError:
+    """What onnxruntime raised of a run with these inputs, to be raised."""
+    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+    return ModelError(f"onnxruntime fails on inputs {shapes}: {one_line(error)}")
 
 
 def one_line(error: BaseException) -> str:

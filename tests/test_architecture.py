@@ -14,6 +14,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "qconvert"
 
 ROOMS = (
+    "lazy",
     "errors",
     "files",
     "workers",
@@ -48,8 +49,9 @@ ROOMS = (
     "support",
     "session",
     "torch_graph",
-    "fetch",
+    "parts",
     "expose",
+    "fetch",
     "memory",
     "prepare",
     "simulate",

@@ -74,8 +74,8 @@ def test_sizes_from_shapes_are_those_of_the_values() -> None:
     before = serialize(model)
     sizes = value_bytes(model, names, feeds)
     assert serialize(model) == before
-    exposed = open_exposed(model, names[1:], provider="cpu")
-    values = {"x": feeds["x"], **dict(zip(names[1:], run(exposed.session, feeds, names[1:]), strict=True))}
+    (session,) = open_exposed(model, names[1:], provider="cpu").sessions
+    values = {"x": feeds["x"], **dict(zip(names[1:], run(session, feeds, names[1:]), strict=True))}
     assert sizes == {name: array.size * 4 for name, array in values.items()}
 
 

@@ -105,8 +105,9 @@ def calibrate(
             listener.note(note)
         names = _observable(graph, policy, listener)
         axes = {name: axis for name, axis in channel_axes(graph).items() if name in names} if channels else {}
+        sizes = value_bytes(graph, names, probes[0])
         passes = plan_passes(
-            value_bytes(graph, names, probes[0]),
+            sizes,
             weights=weight_bytes(graph),
             base=resident(),
             workers=min(threads or default_workers(), len(samples)),
@@ -124,6 +125,7 @@ def calibrate(
             channels=axes,
             provider=provider,
             threads=passes.workers,
+            sizes=sizes,
             strict=strict,
             progress=listener.advance,
             keep=journal.keep if journal is not None else None,

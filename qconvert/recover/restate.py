@@ -30,9 +30,8 @@ def restate(
     names = [name for name in stats if name in changed]
     if not names:
         return stats
-    exposed = open_exposed(model, names, provider="cpu")
-    fetch, found = Fetcher(exposed.session, exposed.outputs), Accumulators(len(names))
+    fetch, found = Fetcher(open_exposed(model, names, provider="cpu")), Accumulators(len(names))
     for index, probe in enumerate(probes):
-        arrays = fetch(probe)
+        (arrays,) = fetch(probe)
         found.add([arrays[name] for name in names], index=index)
     return {**stats, **dict(zip(names, found.stats(), strict=True))}

@@ -6,6 +6,7 @@ Every measurement is a process of its own, so that peak memory is its own too. W
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -62,7 +63,10 @@ def works() -> list[Work]:
 def measure(kind: str, work: Work, folder: Path) -> dict[str, float]:
     """One measurement in a process of its own: seconds, seconds without imports, peak MB, and what else it reports."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.job", kind, str(work.model), str(work.data)]
-    finished = subprocess.run([*command, work.preprocess, str(folder)], capture_output=True, text=True, check=False)
+    cached = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # as installed
+    finished = subprocess.run(
+        [*command, work.preprocess, str(folder)], capture_output=True, text=True, check=False, env=cached
+    )
     if finished.returncode:
         sys.exit(f"{kind} on {work.name} failed:\n{finished.stderr}")
     found: dict[str, float] = json.loads(finished.stdout.splitlines()[-1]) if finished.stdout else {}
