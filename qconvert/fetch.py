@@ -57,13 +57,14 @@ class _Stage:
         return {name: _view(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Bound:
-    """A stage with memory: where its outputs are, and which of its inputs come from outside."""
+    """A stage with memory: where its outputs are, which inputs come from outside, and whether it ran so already."""
 
     binding: ort.IOBinding
     outputs: Arrays
     fed: Sequence[str]
+    used: bool = False
 
 
 @dataclass
@@ -125,10 +126,11 @@ class Fetcher:
         for name in bound.fed:
             bound.binding.bind_cpu_input(name, values[name])
         try:
-            stage.session.run_with_iobinding(bound.binding)
+            stage.session.run_with_iobinding(bound.binding, None if bound.used else _shrinking())
         except RuntimeError:
             self._bound, self._reusable = [], False
             return None
+        bound.used = True
         return bound.outputs
 
     def _placed(self, kinds: Mapping[str, _Kind]) -> list[_Bound]:
@@ -148,6 +150,13 @@ class Fetcher:
         memory = _memory(sum(map(_room, pieces)))
         arrays = {name: _array(memory[chosen[name].start :], *kind) for name, kind in kinds.items()}
         return [_bind(stage, arrays) for stage in self._stages]
+
+
+def _shrinking() -> ort.RunOptions:
+    """For a run after which onnxruntime gives back the memory that outputs had when they had no place yet."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _bytes(kind: _Kind) -> int:
