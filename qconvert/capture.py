@@ -216,10 +216,11 @@ class _Step:
     @staticmethod
     def of(come: Sequence[str], wanted: _Wanted) -> _Step:
         """What is wanted of what comes; what a run made last is looked at first, as it is still in the cache."""
-        names = [name for name in reversed(come) if name in wanted.names]
-        places = np.array([wanted.names.index(name) for name in names], np.int64)
-        watched = [name for name in come if name not in wanted.names]
-        return _Step(names, places, watched, {name: wanted.axes[name] for name in names if name in wanted.axes})
+        place = {name: index for index, name in enumerate(wanted.names)}
+        names = [name for name in reversed(come) if name in place]
+        watched = [name for name in come if name not in place]
+        axes = {name: wanted.axes[name] for name in names if name in wanted.axes}
+        return _Step(names, np.array([place[name] for name in names], np.int64), watched, axes)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def _reopened(model: ir.Model, names: Sequence[str], ordered: Collection[str], s
         write_model(model, source, inline=0)  # onnxruntime maps weights in files, and copies those in bytes
         session = open_session(source, threads=1, optimized_path=changed)
         optimized = ir.load(changed)
-        _name_types(optimized)
+        _describe_blocked(optimized, model)
         moved = _drop_copies(optimized, set(names) - set(ordered))
         outputs = {name: moved.get(name, name) for name in names}
         parts = cut(optimized, outputs.values(), {outputs[name]: sizes.get(name, 0) for name in names})
@@ -97,11 +97,20 @@ def _has_convolution(model: ir.Model) -> bool:
     return any(op.op_type in {"Conv", "MaxPool", "AveragePool"} for op in operators(model))
 
 
-def _name_types(model: ir.Model) -> None:
-    """Blocked tensors that onnxruntime copies come without their type, which inputs and outputs must have."""
-    for node in model.graph:
+def _describe_blocked(optimized: ir.Model, model: ir.Model) -> None:
+    """Tensors that onnxruntime copies out of blocks come without type and shape; the first is needed at an input."""
+    shapes = {value.name: value.shape for node in model.graph for value in node.outputs}
+    for node in optimized.graph:
         if node.domain == BLOCKED and node.op_type == "ReorderOutput" and node.inputs[0] is not None:
             node.inputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+            if not _padded(node):
+                node.inputs[0].shape = shapes.get(node.outputs[0].name)
+
+
+def _padded(node: ir.Node) -> bool:
+    """Whether the blocked tensor may have more channels, or its copy has them last."""
+    keys = attributes(node)
+    return bool(keys.get("channels_last") or keys["channels"] % WIDEST_BLOCK)
 
 
 def _drop_copies(model: ir.Model, names: Collection[str]) -> dict[str, str]:
@@ -111,8 +120,8 @@ def _drop_copies(model: ir.Model, names: Collection[str]) -> dict[str, str]:
         node = value.producer()
         if node is None or node.domain != BLOCKED or node.op_type != "ReorderOutput" or value.name not in names:
             continue
-        source, keys = node.inputs[0], attributes(node)
-        if source is None or source.is_graph_output() or keys.get("channels_last") or keys["channels"] % WIDEST_BLOCK:
+        source = node.inputs[0]
+        if source is None or source.is_graph_output() or _padded(node):
             continue
         model.graph.outputs[index] = source
         if not value.uses():

@@ -57,14 +57,13 @@ class _Stage:
         return {name: _view(value) for name, value in zip(self.outputs, binding.get_outputs(), strict=True)}
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Bound:
-    """A stage with memory: where its outputs are, which inputs come from outside, and whether it ran so already."""
+    """A stage with memory: where its outputs are, and which inputs come from outside."""
 
     binding: ort.IOBinding
     outputs: Arrays
     fed: Sequence[str]
-    used: bool = False
 
 
 @dataclass
@@ -79,9 +78,9 @@ class _Piece:
 class Fetcher:
     """Fetches some tensor outputs of sessions that follow one another; for one thread.
 
-    Once a run has shown how large they are, all outputs have their places in memory that is kept while the shapes of
-    the inputs stay the same; what is no longer needed leaves its place to what is made later. Models whose output
-    shapes depend on the data get new memory for every run.
+    All outputs have their places in memory that is kept while the shapes of the inputs stay the same; what is no longer
+    needed leaves its place to what is made later. Where the sessions do not tell how large the outputs are, a run into
+    new memory shows it first. Models whose output shapes depend on the data get new memory for every run.
     """
 
     def __init__(self, exposed: Exposed) -> None:
@@ -95,7 +94,8 @@ class Fetcher:
         self.parts = [list(stage.asked) for stage in self._stages]
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._bound: list[_Bound] = []
-        self._reusable = True
+        self._expected = self._reusable = True
+        self._fresh: set[int] = set()
 
     def __call__(self, feeds: Feeds) -> Iterator[Arrays]:
         """The values by name, part by part as in ``parts``; their memory is valid until the next part is asked for.
@@ -106,17 +106,32 @@ class Fetcher:
         values = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         shapes = {name: array.shape for name, array in values.items()}
         if shapes != self._shapes:
-            self._bound = []
+            self._bound, self._shapes = self._placed(self._told(shapes)) if self._expected else [], shapes
         kinds: dict[str, _Kind] = {}
         for place, stage in enumerate(self._stages):
             outputs = self._again(place, values)
             if outputs is None:
                 outputs = stage.run(values)
+                self._fresh.add(place)
                 kinds.update({name: (array.dtype, array.shape) for name, array in outputs.items()})
             values.update({name: outputs[name] for name in outputs if self._last.get(name, place) > place})
             yield {name: outputs[output] for name, output in stage.asked.items()}
         if not self._bound and self._reusable:
-            self._bound, self._shapes = self._placed(kinds), shapes
+            self._bound = self._placed(kinds)
+
+    def _told(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Kind]:
+        """What the outputs are as far as the sessions tell it of inputs of these shapes."""
+        axes: dict[str, int] = {}
+        for one in (one for stage in self._stages for one in stage.session.get_inputs() if one.name in shapes):
+            axes.update(
+                {axis: size for axis, size in zip(one.shape, shapes[one.name], strict=False) if str(axis) == axis}
+            )
+        found: dict[str, _Kind] = {}
+        for one in (one for stage in self._stages for one in stage.session.get_outputs()):
+            shape = [axes.get(axis, axis) for axis in one.shape]
+            if shape and all(isinstance(size, int) for size in shape):  # onnxruntime says [] of an unknown one, too
+                found[one.name] = numpy_type(one.type), tuple(shape)
+        return found
 
     def _again(self, place: int, values: Feeds) -> Arrays | None:
         """A stage's outputs in the memory that is kept; None where there is none, or they have other shapes now."""
@@ -126,16 +141,17 @@ class Fetcher:
         for name in bound.fed:
             bound.binding.bind_cpu_input(name, values[name])
         try:
-            stage.session.run_with_iobinding(bound.binding, None if bound.used else _shrinking())
+            stage.session.run_with_iobinding(bound.binding, _shrinking() if place in self._fresh else None)
         except RuntimeError:
-            self._bound, self._reusable = [], False
+            self._bound, self._expected, self._reusable = [], False, self._expected
             return None
-        bound.used = True
+        self._fresh.discard(place)
         return bound.outputs
 
     def _placed(self, kinds: Mapping[str, _Kind]) -> list[_Bound]:
-        """Memory for all outputs, bound to their stages; nothing where an output is no plain array, or empty."""
-        if not all(dtype.kind in "fiub" and np.prod(shape) for dtype, shape in kinds.values()):
+        """Memory for all outputs, bound to their stages; none where one is unknown, no plain array, or empty."""
+        needed = [kinds.get(name) for stage in self._stages for name in stage.outputs]
+        if not all(kind and kind[0].kind in "fiub" and np.prod(kind[1]) for kind in needed):
             return []
         pieces, chosen = list[_Piece](), dict[str, _Piece]()
         for place, stage in enumerate(self._stages):
@@ -148,12 +164,12 @@ class Fetcher:
                 pieces += [] if fits else [chosen[name]]
                 chosen[name].free = self._last.get(name, place) + 1
         memory = _memory(sum(map(_room, pieces)))
-        arrays = {name: _array(memory[chosen[name].start :], *kind) for name, kind in kinds.items()}
+        arrays = {name: _array(memory[piece.start :], *kinds[name]) for name, piece in chosen.items()}
         return [_bind(stage, arrays) for stage in self._stages]
 
 
 def _shrinking() -> ort.RunOptions:
-    """For a run after which onnxruntime gives back the memory that outputs had when they had no place yet."""
+    """For a run after which onnxruntime gives back the memory that it had for outputs in the last one."""
     options = ort.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options

@@ -6,11 +6,14 @@ at once, since what is made goes into fewer places, and looking at all values ta
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
 from qconvert.graph import operators
+
+MOST_PARTS = 16
 
 PART_BYTES = 4_000_000
 """So many bytes of values end a part. Twice as many and half as many were as fast; a caller waits for every part."""
@@ -26,21 +29,17 @@ def cut(model: ir.Model, wanted: Collection[str], sizes: Mapping[str, int]) -> S
 
     Returns:
         The parts; each takes what it needs of the inputs and of what earlier parts made, and no part is without a
-        purpose. The model alone where it cannot be cut: because of a body of If, Loop or Scan, or a value of unknown
-        type.
+        purpose. The model alone where it is small, or has a body of If, Loop or Scan.
     """
     groups = _groups(model.graph, sizes)
     if len(groups) == 1 or any(op.subgraph for op in operators(model)):
         return [model]
-    found: list[ir.Model] = []
-    later: set[ir.Value] = set()
+    found, later, asked = list[ir.Model](), set[ir.Value](), set(wanted)
     for group in reversed(groups):
         made = dict.fromkeys(value for node in group for value in node.outputs)
-        outputs = [value for value in made if value in later or value.name in wanted]
+        outputs = [value for value in made if value in later or value.name in asked]
         read = dict.fromkeys(value for node in group for value in node.inputs if value is not None)
         inputs = [value for value in read if value not in made and not value.is_initializer()]
-        if not all(isinstance(value.type, ir.TensorType) for value in (*inputs, *outputs)):
-            return [model]
         if outputs:
             later.update(inputs)
             part = ir.convenience.extract(model.graph, inputs, outputs)
@@ -51,14 +50,22 @@ def cut(model: ir.Model, wanted: Collection[str], sizes: Mapping[str, int]) -> S
     return found[::-1]
 
 
-def _groups(nodes: Iterable[ir.Node], sizes: Mapping[str, int]) -> list[list[ir.Node]]:
-    """Nodes in their order, as many together as make ``PART_BYTES``."""
+def _groups(graph: ir.Graph, sizes: Mapping[str, int]) -> list[list[ir.Node]]:
+    """Nodes in their order, as many together as make ``PART_BYTES``, or more where that makes too many groups.
+
+    None ends while a value is needed later of which onnxruntime would not know type and shape.
+    """
     groups: list[list[ir.Node]] = [[]]
-    made = 0
-    for node in nodes:
-        if made >= PART_BYTES:
+    made, enough = 0, max(PART_BYTES, sum(sizes.values()) // MOST_PARTS)
+    left = Counter(value for node in graph for value in node.inputs if value is not None)
+    unclear: set[ir.Value] = set()
+    for node in graph:
+        if made >= enough and not unclear:
             groups.append([])
             made = 0
         groups[-1].append(node)
         made += sum(sizes.get(value.name or "", 0) for value in node.outputs)
+        left.subtract(value for value in node.inputs if value is not None)
+        unclear.update(value for value in node.outputs if not isinstance(value.type, ir.TensorType) or not value.shape)
+        unclear = {value for value in unclear if left[value] > 0}
     return groups
