@@ -59,8 +59,9 @@ class _Stage:
 
 @dataclass(frozen=True)
 class _Bound:
-    """A stage with memory: where its outputs are, and which inputs come from outside."""
+    """A session with memory: where its outputs are, and which inputs change from run to run."""
 
+    session: ort.InferenceSession
     binding: ort.IOBinding
     outputs: Arrays
     fed: Sequence[str]
@@ -93,8 +94,9 @@ class Fetcher:
         ]
         self.parts = [list(stage.asked) for stage in self._stages]
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._bound: list[_Bound] = []
-        self._expected = self._reusable = True
+        self._kinds: dict[str, _Kind] = {}
+        self._bound: list[_Bound | None] = []
+        self._told_right = self._reusable = True
         self._fresh: set[int] = set()
 
     def __call__(self, feeds: Feeds) -> Iterator[Arrays]:
@@ -106,18 +108,35 @@ class Fetcher:
         values = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         shapes = {name: array.shape for name, array in values.items()}
         if shapes != self._shapes:
-            self._bound, self._shapes = self._placed(self._told(shapes)) if self._expected else [], shapes
-        kinds: dict[str, _Kind] = {}
+            self._shapes, self._kinds = shapes, self._told(shapes) if self._told_right else {}
+            self._bound = self._placed()
+        before = dict(self._kinds)
         for place, stage in enumerate(self._stages):
             outputs = self._again(place, values)
             if outputs is None:
                 outputs = stage.run(values)
                 self._fresh.add(place)
-                kinds.update({name: (array.dtype, array.shape) for name, array in outputs.items()})
+                self._kinds.update({name: (array.dtype, array.shape) for name, array in outputs.items()})
             values.update({name: outputs[name] for name in outputs if self._last.get(name, place) > place})
             yield {name: outputs[output] for name, output in stage.asked.items()}
-        if not self._bound and self._reusable:
-            self._bound = self._placed(kinds)
+        if self._reusable and self._kinds != before:
+            self._bound = self._placed()
+
+    def _again(self, place: int, values: Feeds) -> Arrays | None:
+        """A stage's outputs in the memory that is kept; None where there is none, or they have other shapes now."""
+        bound = self._bound[place]
+        if bound is None:
+            return None
+        for name in bound.fed:
+            bound.binding.bind_cpu_input(name, values[name])
+        try:
+            bound.session.run_with_iobinding(bound.binding, _shrinking() if place in self._fresh else None)
+        except RuntimeError:
+            self._bound, self._kinds = [None] * len(self._stages), {}
+            self._told_right, self._reusable = False, self._told_right
+            return None
+        self._fresh.discard(place)
+        return bound.outputs
 
     def _told(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Kind]:
         """What the outputs are as far as the sessions tell it of inputs of these shapes."""
@@ -133,30 +152,13 @@ class Fetcher:
                 found[one.name] = numpy_type(one.type), tuple(shape)
         return found
 
-    def _again(self, place: int, values: Feeds) -> Arrays | None:
-        """A stage's outputs in the memory that is kept; None where there is none, or they have other shapes now."""
-        if not self._bound:
-            return None
-        stage, bound = self._stages[place], self._bound[place]
-        for name in bound.fed:
-            bound.binding.bind_cpu_input(name, values[name])
-        try:
-            stage.session.run_with_iobinding(bound.binding, _shrinking() if place in self._fresh else None)
-        except RuntimeError:
-            self._bound, self._expected, self._reusable = [], False, self._expected
-            return None
-        self._fresh.discard(place)
-        return bound.outputs
-
-    def _placed(self, kinds: Mapping[str, _Kind]) -> list[_Bound]:
-        """Memory for all outputs, bound to their stages; none where one is unknown, no plain array, or empty."""
-        needed = [kinds.get(name) for stage in self._stages for name in stage.outputs]
-        if not all(kind and kind[0].kind in "fiub" and np.prod(kind[1]) for kind in needed):
-            return []
-        pieces, chosen = list[_Piece](), dict[str, _Piece]()
+    def _placed(self) -> list[_Bound | None]:
+        """Memory for all outputs of the stages of which all are known, plain arrays and not empty."""
+        pieces, chosen, ready = list[_Piece](), dict[str, _Piece](), list[bool]()
         for place, stage in enumerate(self._stages):
-            for name in stage.outputs:
-                size = _bytes(kinds[name])
+            ready.append(all(name in self._kinds and _plain(self._kinds[name]) for name in stage.outputs))
+            for name in stage.outputs if ready[place] else ():
+                size = _bytes(self._kinds[name])
                 fits = [piece for piece in pieces if piece.free <= place and piece.size >= size]
                 chosen[name] = (
                     min(fits, key=lambda piece: piece.size) if fits else _Piece(size, sum(map(_room, pieces)))
@@ -164,8 +166,8 @@ class Fetcher:
                 pieces += [] if fits else [chosen[name]]
                 chosen[name].free = self._last.get(name, place) + 1
         memory = _memory(sum(map(_room, pieces)))
-        arrays = {name: _array(memory[piece.start :], *kinds[name]) for name, piece in chosen.items()}
-        return [_bind(stage, arrays) for stage in self._stages]
+        arrays = {name: _array(memory[piece.start :], *self._kinds[name]) for name, piece in chosen.items()}
+        return [_bind(stage, arrays) if known else None for stage, known in zip(self._stages, ready, strict=True)]
 
 
 def _shrinking() -> ort.RunOptions:
@@ -173,6 +175,10 @@ def _shrinking() -> ort.RunOptions:
     options = ort.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
+
+
+def _plain(kind: _Kind) -> bool:
+    return kind[0].kind in "fiub" and _bytes(kind) > 0
 
 
 def _bytes(kind: _Kind) -> int:
@@ -204,7 +210,7 @@ def _bind(stage: _Stage, arrays: Arrays) -> _Bound:
     for name in stage.outputs:
         binding.bind_output(name, *_place(arrays[name]))
     fed = [name for name in stage.inputs if name not in arrays]
-    return _Bound(binding, {name: arrays[name] for name in stage.outputs}, fed)
+    return _Bound(stage.session, binding, {name: arrays[name] for name in stage.outputs}, fed)
 
 
 def _place(array: npt.NDArray[Any]) -> tuple[str, int, npt.DTypeLike, tuple[int, ...], int]:

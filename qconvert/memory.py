@@ -3,7 +3,8 @@
 What one run asks for is all held at once, for each sample in flight; so fewer values a run, in several passes over the
 samples, take less. The estimate: what the process holds already, the weights as onnxruntime keeps them, and for each
 sample in flight the values asked for, onnxruntime's own workspace and the histograms; or, where that is more, what
-opening a session takes. It came out 1 to 15 % above what was measured on CNNs and transformers.
+opening a session takes. It came out 1 to 15 % above what was measured on CNNs and transformers, and more where graphs
+run in parts (``qconvert.parts``): then it is what they could take at most.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def cut(model: ir.Model, wanted: Collection[str], sizes: Mapping[str, int]) -> S
 def _groups(graph: ir.Graph, sizes: Mapping[str, int]) -> list[list[ir.Node]]:
     """Nodes in their order, as many together as make ``PART_BYTES``, or more where that makes too many groups.
 
-    None ends while a value is needed later of which onnxruntime would not know type and shape.
+    None ends while a value of unknown type is needed later.
     """
     groups: list[list[ir.Node]] = [[]]
     made, enough = 0, max(PART_BYTES, sum(sizes.values()) // MOST_PARTS)
@@ -66,6 +66,6 @@ def _groups(graph: ir.Graph, sizes: Mapping[str, int]) -> list[list[ir.Node]]:
         groups[-1].append(node)
         made += sum(sizes.get(value.name or "", 0) for value in node.outputs)
         left.subtract(value for value in node.inputs if value is not None)
-        unclear.update(value for value in node.outputs if not isinstance(value.type, ir.TensorType) or not value.shape)
+        unclear.update(value for value in node.outputs if not isinstance(value.type, ir.TensorType))
         unclear = {value for value in unclear if left[value] > 0}
     return groups
