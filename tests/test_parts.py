@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qconvert import calibrate, parts
 from qconvert.expose import Exposed, exposing, open_exposed
 from qconvert.fetch import Fetcher
 from qconvert.parts import PART_BYTES, cut
@@ -159,3 +161,15 @@ def test_parts_without_a_purpose_are_left_out(seed: int) -> None:
     session = open_session(parts[0], threads=1)
     x = picture(seed)
     np.testing.assert_allclose(run(session, {"x": x}, ["a"])[0], expected(model, {"x": x})["a"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_vit"])
+def test_statistics_do_not_depend_on_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whole models, cut behind every value or not at all."""
+    folder = Path(__file__).parent.parent / "sample_models"
+    found = []
+    for least, most in ((1, 1_000), (1 << 40, 1)):
+        monkeypatch.setattr(parts, "PART_BYTES", least)
+        monkeypatch.setattr(parts, "MOST_PARTS", most)
+        found.append(calibrate(folder / name / "model.onnx", folder / "digits" / "calibration", limit=3).stats)
+    assert found[0] == found[1]
