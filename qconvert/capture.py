@@ -241,7 +241,8 @@ def _observe(visit: Visit, fetch: Fetcher, wanted: _Wanted, tally: _Tally) -> No
     for index, sample in visit:
         feeds = dict(sample.feeds)  # packed ones are made anew whenever they are asked for
         for step, values in zip(steps, chain((feeds,), fetch(feeds)), strict=True):
-            for row in part.whole.add_part(step.places, [values[name] for name in step.names]):
+            strange = part.whole.add_part(step.places, [values[name] for name in step.names])
+            for row in reversed(strange):  # where it began
                 _check_non_finite(step.names[row], np.asarray(values[step.names[row]]), sample.name, wanted.masks)
             for name in step.watched:
                 _check_non_finite(name, np.asarray(values[name]), sample.name, frozenset())
