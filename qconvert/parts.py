@@ -14,6 +14,7 @@ import onnx_ir as ir
 from qconvert.graph import operators
 
 MOST_PARTS = 16
+"""Of a graph, about; each is a session, and what is larger than the cache gains nothing by more."""
 
 PART_BYTES = 4_000_000
 """So many bytes of values end a part. Twice as many and half as many were as fast; a caller waits for every part."""
