@@ -101,10 +101,15 @@ def _describe_blocked(optimized: ir.Model, model: ir.Model) -> None:
     """Tensors that onnxruntime copies out of blocks come without type and shape; the first is needed at an input."""
     shapes = {value.name: value.shape for node in model.graph for value in node.outputs}
     for node in optimized.graph:
-        if node.domain == BLOCKED and node.op_type == "ReorderOutput" and node.inputs[0] is not None:
+        if _is_copy(node) and node.inputs[0] is not None:
             node.inputs[0].type = ir.TensorType(ir.DataType.FLOAT)
             if not _padded(node):
                 node.inputs[0].shape = shapes.get(node.outputs[0].name)
+
+
+def _is_copy(node: ir.Node) -> bool:
+    """Whether it copies a blocked tensor into the order of the graph."""
+    return node.domain == BLOCKED and node.op_type == "ReorderOutput"
 
 
 def _padded(node: ir.Node) -> bool:
@@ -118,7 +123,7 @@ def _drop_copies(model: ir.Model, names: Collection[str]) -> dict[str, str]:
     moved: dict[str, str] = {}
     for index, value in enumerate(model.graph.outputs):
         node = value.producer()
-        if node is None or node.domain != BLOCKED or node.op_type != "ReorderOutput" or value.name not in names:
+        if node is None or not _is_copy(node) or value.name not in names:
             continue
         source = node.inputs[0]
         if source is None or source.is_graph_output() or _padded(node):

@@ -110,16 +110,17 @@ class Fetcher:
         if shapes != self._shapes:
             self._shapes, self._kinds = shapes, self._told(shapes) if self._told_right else {}
             self._bound = self._placed()
-        before = dict(self._kinds)
+        learned: dict[str, _Kind] = {}
         for place, stage in enumerate(self._stages):
             outputs = self._again(place, values)
             if outputs is None:
                 outputs = stage.run(values)
                 self._fresh.add(place)
-                self._kinds.update({name: (array.dtype, array.shape) for name, array in outputs.items()})
+                learned.update({name: (array.dtype, array.shape) for name, array in outputs.items()})
             values.update({name: outputs[name] for name in outputs if self._last.get(name, place) > place})
             yield {name: outputs[output] for name, output in stage.asked.items()}
-        if self._reusable and self._kinds != before:
+        if self._reusable and not learned.items() <= self._kinds.items():
+            self._kinds.update(learned)
             self._bound = self._placed()
 
     def _again(self, place: int, values: Feeds) -> Arrays | None:
@@ -140,32 +141,34 @@ class Fetcher:
 
     def _told(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Kind]:
         """What the outputs are as far as the sessions tell it of inputs of these shapes."""
-        axes: dict[str, int] = {}
-        for one in (one for stage in self._stages for one in stage.session.get_inputs() if one.name in shapes):
-            axes.update(
-                {axis: size for axis, size in zip(one.shape, shapes[one.name], strict=False) if str(axis) == axis}
-            )
+        axes: dict[int | str | None, int] = {}
         found: dict[str, _Kind] = {}
-        for one in (one for stage in self._stages for one in stage.session.get_outputs()):
-            shape = [axes.get(axis, axis) for axis in one.shape]
-            if shape and all(isinstance(size, int) for size in shape):  # onnxruntime says [] of an unknown one, too
-                found[one.name] = numpy_type(one.type), tuple(shape)
+        for stage in self._stages:
+            for one in stage.session.get_inputs():
+                axes.update(zip(one.shape, shapes.get(one.name, ()), strict=False))
+            for one in stage.session.get_outputs():
+                sizes = [size if isinstance(size, int) else axes.get(size) for size in one.shape]
+                shape = tuple(size for size in sizes if size is not None)
+                known = shape and len(shape) == len(sizes)  # onnxruntime says [] of an unknown one, too
+                if known and one.name in stage.outputs:
+                    found[one.name] = numpy_type(one.type), shape
         return found
 
     def _placed(self) -> list[_Bound | None]:
         """Memory for all outputs of the stages of which all are known, plain arrays and not empty."""
-        pieces, chosen, ready = list[_Piece](), dict[str, _Piece](), list[bool]()
+        pieces, chosen, ready, total = list[_Piece](), dict[str, _Piece](), list[bool](), 0
         for place, stage in enumerate(self._stages):
             ready.append(all(name in self._kinds and _plain(self._kinds[name]) for name in stage.outputs))
             for name in stage.outputs if ready[place] else ():
                 size = _bytes(self._kinds[name])
                 fits = [piece for piece in pieces if piece.free <= place and piece.size >= size]
-                chosen[name] = (
-                    min(fits, key=lambda piece: piece.size) if fits else _Piece(size, sum(map(_room, pieces)))
-                )
-                pieces += [] if fits else [chosen[name]]
+                if not fits:
+                    fits = [_Piece(size, total)]
+                    pieces += fits
+                    total += -(-size // _LINE) * _LINE
+                chosen[name] = min(fits, key=lambda piece: piece.size)
                 chosen[name].free = self._last.get(name, place) + 1
-        memory = _memory(sum(map(_room, pieces)))
+        memory = _memory(total)
         arrays = {name: _array(memory[piece.start :], *self._kinds[name]) for name, piece in chosen.items()}
         return [_bind(stage, arrays) if known else None for stage, known in zip(self._stages, ready, strict=True)]
 
@@ -184,11 +187,6 @@ def _plain(kind: _Kind) -> bool:
 def _bytes(kind: _Kind) -> int:
     dtype, shape = kind
     return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-
-
-def _room(piece: _Piece) -> int:
-    """Bytes up to the next."""
-    return -(-piece.size // _LINE) * _LINE
 
 
 def _memory(size: int) -> npt.NDArray[np.uint8]:

@@ -138,6 +138,17 @@ def test_shapes_that_the_graph_has_wrong_do_not_matter() -> None:
     assert run(second, handed, ["y"])[0].shape == expected(skipping(), {"x": x})["y"].shape
 
 
+def test_an_output_of_a_type_that_numpy_lacks_does_not_matter() -> None:
+    """Nobody asks for it."""
+    model = skipping()
+    d = next(node for node in model.graph if node.op_type == "Add").outputs[0]
+    half = ir.Value(name="half", type=ir.TensorType(ir.DataType.BFLOAT16), shape=ir.Shape(["n", 16, "h", "w"]))
+    model.graph.append(ir.node("Cast", [d], {"to": int(ir.DataType.BFLOAT16)}, outputs=[half]))
+    model.graph.outputs.append(half)
+    for last in ((), ("a", "d")):
+        check(Fetcher(exposed(model, *last)), model, [picture(0), picture(1)])
+
+
 def test_a_graph_with_a_body_stays_whole() -> None:
     model = skipping()
     branches = {}
