@@ -19,6 +19,10 @@ MOST_PARTS = 16
 PART_BYTES = 4_000_000
 """So many bytes of values end a part. Twice as many and half as many were as fast; a caller waits for every part."""
 
+_KINDS = "FLOAT", "FLOAT16", "DOUBLE", "BOOL", "INT8", "UINT8", "INT32", "INT64"
+HANDED_ON = frozenset(ir.DataType[kind] for kind in _KINDS)
+"""Types of values that numpy takes from one part and gives to another."""
+
 
 def cut(model: ir.Model, wanted: Collection[str], sizes: Mapping[str, int]) -> Sequence[ir.Model]:
     """Models that one after another compute what the whole does.
@@ -51,10 +55,14 @@ def cut(model: ir.Model, wanted: Collection[str], sizes: Mapping[str, int]) -> S
     return found[::-1]
 
 
+def _handed_on(value: ir.Value) -> bool:
+    return isinstance(value.type, ir.TensorType) and value.dtype in HANDED_ON
+
+
 def _groups(graph: ir.Graph, sizes: Mapping[str, int]) -> list[list[ir.Node]]:
     """Nodes in their order, as many together as make ``PART_BYTES``, or more where that makes too many groups.
 
-    None ends while a value of unknown type is needed later.
+    None ends while a value of another type than those, or of none, is needed later.
     """
     groups: list[list[ir.Node]] = [[]]
     made, enough = 0, max(PART_BYTES, sum(sizes.values()) // MOST_PARTS)
@@ -67,6 +75,6 @@ def _groups(graph: ir.Graph, sizes: Mapping[str, int]) -> list[list[ir.Node]]:
         groups[-1].append(node)
         made += sum(sizes.get(value.name or "", 0) for value in node.outputs)
         left.subtract(value for value in node.inputs if value is not None)
-        unclear.update(value for value in node.outputs if not isinstance(value.type, ir.TensorType))
+        unclear.update(value for value in node.outputs if not _handed_on(value))
         unclear = {value for value in unclear if left[value] > 0}
     return groups

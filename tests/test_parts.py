@@ -127,6 +127,16 @@ def test_a_cut_waits_while_a_value_of_no_known_type_is_needed() -> None:
     assert {value.name for value in first.graph.outputs} >= {"flat"}
 
 
+def test_a_cut_waits_while_a_value_that_numpy_cannot_hold_is_needed() -> None:
+    model = skipping()
+    types = (ir.DataType.BFLOAT16, ir.DataType.FLOAT)
+    for name, dtype in zip(("half", "back"), types, strict=True):
+        value = ir.Value(name=name, type=ir.TensorType(dtype))
+        model.graph.append(ir.node("Cast", [model.graph[-1].outputs[0]], {"to": int(dtype)}, outputs=[value]))
+    assert len(cut(model, [*NAMES, "back"], {"y": PART_BYTES})) == 2
+    assert cut(model, [*NAMES, "back"], {"half": PART_BYTES}) == [model]
+
+
 def test_shapes_that_the_graph_has_wrong_do_not_matter() -> None:
     """onnxruntime warns of them inside of a graph, and refuses them at an input."""
     model = skipping()
