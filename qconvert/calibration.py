@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qconvert.errors import CalibrationError
-from qconvert.files import atomic_output
+from qconvert.files import Spill, atomic_output
 from qconvert.graph import file_hash
 from qconvert.histogram import BINS, Histogram, SampleRanges, TensorStats
 from qconvert.samples.pack import Codes, PackedFeeds, parts_of
@@ -29,7 +30,7 @@ from qconvert.visit import State
 if TYPE_CHECKING:
     from qconvert.channels import ChannelStats
 
-FORMAT = 4
+FORMAT = 5
 SUFFIX = ".calib"
 PART_SUFFIX = ".part"
 """Behind the name of a ``.calib`` file: what an unfinished run has kept."""
@@ -125,35 +126,26 @@ def save(calibration: Calibration, path: Path, *, force: bool, state: State | No
     text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
     with atomic_output(path, force=force) as temporary, temporary.open("wb") as file:
         arrays = {part: getattr(ranges, part) for part in RANGES} | _channel_members(source.channels)
-        _write(file, {"header": text, "counts": counts, **arrays, **_probe_members(calibration.probes)})
+        _write(file, {"header": text, "counts": counts, **arrays}, calibration.probes)
 
 
 def _described(name: str, part: npt.NDArray[Any] | Codes) -> list[Any]:
-    """A name, and of what is held as codes also the axis of their tables, and the shape of these."""
-    return [name, part.axis, *part.tables.shape] if isinstance(part, Codes) else [name]
-
-
-def _probe_members(probes: Sequence[Feeds]) -> dict[str, npt.NDArray[Any]]:
-    """An array a member; all tables in one, since members have a cost of their own."""
-    found: dict[str, npt.NDArray[Any]] = {}
-    tables: list[npt.NDArray[Any]] = []
-    for i, probe in enumerate(probes):
-        for j, part in enumerate(parts_of(probe).values()):
-            found[f"probe_{i}_{j}"] = part.codes if isinstance(part, Codes) else part
-            tables += [part.tables.reshape(-1)] if isinstance(part, Codes) else []
-    return found | {"tables": _joined(tables, np.float32)}
+    """A name, and of what is held as codes also the axis of their tables, the shape of these and that of the codes."""
+    return [name, part.axis, part.tables.shape, part.codes.shape] if isinstance(part, Codes) else [name]
 
 
 def _read_probes(described: Sequence[Sequence[Sequence[Any]]], archive: Mapping[str, Any]) -> Iterator[Feeds]:
-    tables = archive["tables"]
+    codes, tables = archive["codes"], archive["tables"]
     for i, inputs in enumerate(described):
         parts: dict[str, npt.NDArray[Any] | Codes] = {}
         for j, (name, *coded) in enumerate(inputs):
-            parts[name] = array = archive[f"probe_{i}_{j}"]
             if coded:
-                axis, rows, columns = coded
-                parts[name] = _checked(Codes(array, tables[: rows * columns].reshape(rows, columns), axis))
-                tables = tables[rows * columns :]
+                axis, *shapes = coded
+                size, width = (math.prod(shape) for shape in reversed(shapes))
+                parts[name] = _checked(Codes(codes[:size].reshape(shapes[1]), tables[:width].reshape(shapes[0]), axis))
+                codes, tables = codes[size:], tables[width:]
+            else:
+                parts[name] = archive[f"probe_{i}_{j}"]
         yield PackedFeeds(parts)
 
 
@@ -188,15 +180,42 @@ def _joined(parts: Sequence[npt.NDArray[Any]], kind: npt.DTypeLike) -> npt.NDArr
     return np.concatenate([np.zeros(0, kind), *parts])
 
 
-def _write(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """What ``numpy.savez_compressed`` writes, without the time of day and at a third of its cost."""
+def _write(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]], probes: Sequence[Feeds]) -> None:
+    """What ``numpy.savez_compressed`` writes, without the time of day and at a third of its cost.
+
+    All codes of samples and all tables are a member each, since members have a cost of their own.
+    """
+    parts = {
+        f"probe_{i}_{j}": part for i, probe in enumerate(probes) for j, part in enumerate(parts_of(probe).values())
+    }
+    coded = [part for part in parts.values() if isinstance(part, Codes)]
+    tables = _joined([part.tables.reshape(-1) for part in coded], np.float32)
     with zipfile.ZipFile(file, "w") as archive:
-        for name, array in arrays.items():
+        for name, array in {**arrays, "tables": tables, **parts}.items():
+            if isinstance(array, Codes):
+                continue
             member = io.BytesIO()
             np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-            info = zipfile.ZipInfo(f"{name}.npy")  # whose date is always the same
-            way = zipfile.ZIP_STORED if name.startswith("probe_") else zipfile.ZIP_DEFLATED  # samples hardly shrink
-            archive.writestr(info, member.getbuffer(), way, compresslevel=1)  # a view: no copy
+            way = zipfile.ZIP_STORED if name in parts else zipfile.ZIP_DEFLATED  # samples hardly shrink
+            archive.writestr(_member(name), member.getbuffer(), way, compresslevel=1)  # a view: no copy
+        _write_codes(archive, [part.codes for part in coded])
+
+
+def _write_codes(archive: zipfile.ZipFile, codes: Sequence[npt.NDArray[np.uint8]]) -> None:
+    """One after another, uncopied."""
+    size = sum(part.size for part in codes)
+    info = _member("codes")
+    info.file_size = size + 1024  # at most: whether it must be one for large files
+    with archive.open(info, "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (size,)})
+        for part in codes:
+            member.write(np.ascontiguousarray(part).data)
+            Spill.release(part)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """Whose date is always the same."""
+    return zipfile.ZipInfo(f"{name}.npy")
 
 
 def _portable(number: float) -> str:

@@ -29,6 +29,7 @@ from qconvert.files import Spill
 from qconvert.graph import operators
 from qconvert.histogram import Detail, TensorStats
 from qconvert.samples import Sample, SampleSet
+from qconvert.session import Feeds
 from qconvert.visit import Progress, State, Visit
 from qconvert.workers import release_memory
 
@@ -119,12 +120,15 @@ class _Tally:
     def __init__(self, state: State, keep: Callable[[State], None] | None) -> None:
         self.groups, self.passes, self.done = state.groups, state.passes, set(state.done)
         self.stats, self.channels = dict(state.stats), dict(state.channels)
+        self.whole: Accumulators | None = None
         self.keep, self.kept = keep, time.monotonic()
 
     def add(self, part: _Part) -> None:
         """A thread's statistics and the samples in them; called by one thread at a time."""
-        for name, stats in zip(part.names, part.whole.stats(), strict=True):
-            _add(self.stats, name, stats)
+        if self.whole is None:
+            self.whole = part.whole
+        else:
+            self.whole.absorb(part.whole)
         for name, channels in part.channels.items():
             _add(self.channels, name, channels.stats())
         self.done.update(part.done)
@@ -134,12 +138,20 @@ class _Tally:
     def checkpoint(self) -> None:
         """Gives the state away."""
         if self.keep is not None:
-            done = frozenset(self.done)
-            self.keep(State(self.groups, self.passes, done, dict(self.stats), dict(self.channels)))
+            self.keep(State(self.groups, self.passes, frozenset(self.done), self._sums(), dict(self.channels)))
             self.kept = time.monotonic()
+
+    def _sums(self) -> dict[str, TensorStats]:
+        """What was found before this pass, and in it."""
+        sums = dict(self.stats)
+        if self.whole is not None:
+            for name, stats in zip(self.groups[self.passes], self.whole.stats(), strict=True):
+                _add(sums, name, stats)
+        return sums
 
     def next_pass(self) -> None:
         """All samples of a pass are done."""
+        self.stats, self.whole = self._sums(), None
         self.passes, self.done = self.passes + 1, set()
 
 
@@ -201,10 +213,10 @@ class _Wanted:
 
     def empty(self) -> _Part:
         whole, channels = Accumulators(len(self.names), self.detail), {name: ChannelAccumulator() for name in self.axes}
-        return _Part(self.names, whole, channels, [], time.monotonic())
+        return _Part(whole, channels, [], time.monotonic())
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Step:
     """Values that come together: those of a pass and their places in it, those only watched, and axes of channels."""
 
@@ -212,6 +224,8 @@ class _Step:
     places: npt.NDArray[np.int64]
     watched: Sequence[str]
     axes: Mapping[str, int]
+    _came: Feeds | None = None
+    _tensors: Sequence[npt.NDArray[Any]] = ()
 
     @staticmethod
     def of(come: Sequence[str], wanted: _Wanted) -> _Step:
@@ -222,12 +236,17 @@ class _Step:
         axes = {name: wanted.axes[name] for name in names if name in wanted.axes}
         return _Step(names, np.array([place[name] for name in names], np.int64), watched, axes)
 
+    def tensors(self, values: Feeds) -> Sequence[npt.NDArray[Any]]:
+        """Those of the pass; the same list of the same mapping, so that the accumulators know it again."""
+        if values is not self._came:
+            self._came, self._tensors = values, [values[name] for name in self.names]
+        return self._tensors
+
 
 @dataclass(frozen=True)
 class _Part:
     """What a thread has and did not hand in yet, since when."""
 
-    names: Sequence[str]
     whole: Accumulators
     channels: dict[str, ChannelAccumulator]
     done: list[int]
@@ -241,7 +260,7 @@ def _observe(visit: Visit, fetch: Fetcher, wanted: _Wanted, tally: _Tally) -> No
     for index, sample in visit:
         feeds = dict(sample.feeds)  # packed ones are made anew whenever they are asked for
         for step, values in zip(steps, chain((feeds,), fetch(feeds)), strict=True):
-            strange = part.whole.add_part(step.places, [values[name] for name in step.names])
+            strange = part.whole.add_part(step.places, step.tensors(values))
             for row in reversed(strange):  # where it began
                 _check_non_finite(step.names[row], np.asarray(values[step.names[row]]), sample.name, wanted.masks)
             for name in step.watched:

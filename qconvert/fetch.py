@@ -23,13 +23,22 @@ _LINE = 64
 
 
 @dataclass(frozen=True)
+class _Made:
+    """What a stage made: the values by the names by which they are asked for, and what later stages take."""
+
+    asked: Arrays
+    handed_on: Arrays
+
+
+@dataclass(frozen=True)
 class _Stage:
-    """A session, what it takes, which of its outputs are needed, and the names by which values are asked for."""
+    """A session, what it takes, which of its outputs are needed, and what becomes of them."""
 
     session: ort.InferenceSession
     inputs: Sequence[str]
     outputs: Sequence[str]
     asked: Mapping[str, str]
+    handed_on: Collection[str]
 
     @staticmethod
     def of(session: ort.InferenceSession, asked: Mapping[str, str], handed_on: Collection[str]) -> _Stage:
@@ -37,7 +46,13 @@ class _Stage:
         here = {name: output for name, output in asked.items() if output in made}
         needed = {*handed_on, *here.values()}
         inputs = [one.name for one in session.get_inputs()]
-        return _Stage(session, inputs, [name for name in made if name in needed], here)
+        outputs = [name for name in made if name in needed]
+        return _Stage(session, inputs, outputs, here, [name for name in outputs if name in handed_on])
+
+    def made(self, outputs: Arrays) -> _Made:
+        """What these outputs are to those who wait for them."""
+        asked = {name: outputs[output] for name, output in self.asked.items()}
+        return _Made(asked, {name: outputs[name] for name in self.handed_on})
 
     def run(self, values: Feeds) -> Arrays:
         """The outputs in memory that onnxruntime gives them.
@@ -59,11 +74,11 @@ class _Stage:
 
 @dataclass(frozen=True)
 class _Bound:
-    """A session with memory: where its outputs are, and which inputs change from run to run."""
+    """A session with memory: what is made there, and which inputs change from run to run."""
 
     session: ort.InferenceSession
     binding: ort.IOBinding
-    outputs: Arrays
+    made: _Made
     fed: Sequence[str]
 
 
@@ -102,6 +117,8 @@ class Fetcher:
     def __call__(self, feeds: Feeds) -> Iterator[Arrays]:
         """The values by name, part by part as in ``parts``; their memory is valid until the next part is asked for.
 
+        A mapping that came before holds the same arrays as then, with new values.
+
         Raises:
             ModelError: If onnxruntime fails on these feeds.
         """
@@ -112,19 +129,20 @@ class Fetcher:
             self._bound = self._placed()
         learned: dict[str, _Kind] = {}
         for place, stage in enumerate(self._stages):
-            outputs = self._again(place, values)
-            if outputs is None:
+            made = self._again(place, values)
+            if made is None:
                 outputs = stage.run(values)
+                made = stage.made(outputs)
                 self._fresh.add(place)
                 learned.update({name: (array.dtype, array.shape) for name, array in outputs.items()})
-            values.update({name: outputs[name] for name in outputs if self._last.get(name, place) > place})
-            yield {name: outputs[output] for name, output in stage.asked.items()}
+            values.update(made.handed_on)
+            yield made.asked
         if self._reusable and not learned.items() <= self._kinds.items():
             self._kinds.update(learned)
             self._bound = self._placed()
 
-    def _again(self, place: int, values: Feeds) -> Arrays | None:
-        """A stage's outputs in the memory that is kept; None where there is none, or they have other shapes now."""
+    def _again(self, place: int, values: Feeds) -> _Made | None:
+        """What a stage makes in the memory that is kept; None where there is none, or they have other shapes now."""
         bound = self._bound[place]
         if bound is None:
             return None
@@ -137,7 +155,7 @@ class Fetcher:
             self._told_right, self._reusable = False, self._told_right
             return None
         self._fresh.discard(place)
-        return bound.outputs
+        return bound.made
 
     def _told(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Kind]:
         """What the outputs are as far as the sessions tell it of inputs of these shapes."""
@@ -208,7 +226,7 @@ def _bind(stage: _Stage, arrays: Arrays) -> _Bound:
     for name in stage.outputs:
         binding.bind_output(name, *_place(arrays[name]))
     fed = [name for name in stage.inputs if name not in arrays]
-    return _Bound(stage.session, binding, {name: arrays[name] for name in stage.outputs}, fed)
+    return _Bound(stage.session, binding, stage.made(arrays), fed)
 
 
 def _place(array: npt.NDArray[Any]) -> tuple[str, int, npt.DTypeLike, tuple[int, ...], int]:

@@ -182,3 +182,58 @@ def test_ranges_of_so_many_samples_are_kept() -> None:
         accumulators.add([np.array([-1.0, index], np.float32)], index=index)
     ranges = next(accumulators.stats()).ranges
     assert ranges.index.tolist() == ranges.high.tolist() == list(range(RECORDED))
+
+
+@pytest.mark.parametrize("detail", ["exact", "sampled", "range"])
+@settings(max_examples=60, deadline=None)
+@given(st.lists(arrays, max_size=4), st.lists(arrays, max_size=4))
+def test_what_others_found_is_added(detail: Detail, mine: list[Array], others: list[Array]) -> None:
+    one, other = Accumulators(1, detail), Accumulators(1, detail)
+    for index, part in enumerate(mine):
+        one.add([part], index=index)
+    for index, part in enumerate(others, len(mine)):
+        other.add([part], index=index)
+    one.absorb(other)
+    expected = [TensorStats.of(part, detail=detail, index=index) for index, part in enumerate((*mine, *others))]
+    assert next(one.stats()) == reduce(add, expected, TensorStats())
+
+
+@pytest.mark.parametrize("counts", [(10, 3 * RECORDED), (3 * RECORDED, 10), (3 * RECORDED, 3 * RECORDED)])
+def test_ranges_of_so_many_samples_are_kept_of_what_others_found(counts: tuple[int, int]) -> None:
+    whole = list(range(sum(counts)))
+    parts = whole[: counts[0]], whole[counts[0] :]
+    one, other = Accumulators(1, "range"), Accumulators(1, "range")
+    for accumulators, numbers in zip((one, other), parts, strict=True):
+        for index in reversed(numbers):
+            accumulators.add([np.array([-1.0, index], np.float32)], index=index)
+    one.absorb(other)
+    (stats,) = one.stats()
+    assert stats.ranges.index.tolist() == stats.ranges.high.tolist() == whole[:RECORDED]
+    assert (stats.samples, stats.high) == (len(whole), len(whole) - 1)
+
+
+def test_a_sequence_that_comes_again_has_new_values() -> None:
+    accumulators = Accumulators(2)
+    tensors = [np.full(5, 2, np.float32), np.full(3, 3, np.float32)]
+    values = ([1.0, -2.0, 0.0, 4.0, 8.0], [np.nan, 1.0, 2.0]), ([0.5] * 5, [64.0] * 3)
+    places, expected = np.arange(2), [TensorStats(), TensorStats()]
+    for index, row in enumerate(values):
+        for place, (tensor, new) in enumerate(zip(tensors, row, strict=True)):
+            tensor[:] = new
+            expected[place] += TensorStats.of(tensor, index=index)
+        accumulators.add_part(places, tensors)
+        accumulators.end(index)
+    assert list(accumulators.stats()) == expected
+
+
+def test_a_sequence_with_nan_comes_again() -> None:
+    accumulators, expected = Accumulators(2), [TensorStats(), TensorStats()]
+    tensors = [np.full(4, np.nan, np.float32), np.array([1.0, np.inf, -3.0], np.float32)]
+    for index, value in enumerate((np.nan, 2.0, np.inf, -8.0)):
+        tensors[0][1:] = value
+        tensors[1][0] = value
+        for place, tensor in enumerate(tensors):
+            expected[place] += TensorStats.of(tensor, index=index)
+        accumulators.add_part(np.arange(2), tensors)
+        accumulators.end(index)
+    assert list(accumulators.stats()) == expected

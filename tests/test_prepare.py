@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 import pytest
 
 from qconvert import prepare as room
 from qconvert.errors import ModelError
 from qconvert.graph import load_model, operators, opset, write_model
 from qconvert.prepare import prepare, quantized_pairs, raise_opset
+from qconvert.prepare.types import infer_types
 from qconvert.session import open_session, run
 from tests.models import NEWEST_OPSET, Array, Feeds, f32, i64, image, images, model, pooled_sqnr, weight
 
@@ -313,3 +315,23 @@ def test_types_behind_unknown_operators() -> None:
     assert {value.name: value.dtype for op in operators(graph) for value in op.node.outputs} == dict.fromkeys(
         ("h", "g", "y"), ir.DataType.FLOAT
     )
+
+
+def test_types_are_inferred_where_one_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = model("h = Conv(x, w, b) y = Relu(h)", weights=CONV)
+    infer_types(graph)
+    free = graph.graph.inputs[0].shape
+    hidden = next(value for op in operators(graph) for value in op.node.outputs if value.name == "h")
+    assert free is not None
+    assert hidden.shape is not None
+    assert hidden.shape[0] == free[0]
+
+    def refused(*_: object, **__: object) -> None:
+        message = "inferred"
+        raise AssertionError(message)
+
+    monkeypatch.setattr(passes, "ShapeInferencePass", refused)
+    infer_types(graph)
+    hidden.shape = ir.Shape(["of_nobody", *hidden.shape[1:]])
+    with pytest.raises(AssertionError, match="inferred"):
+        infer_types(graph)

@@ -23,6 +23,8 @@ def unique_names(model: ir.Model) -> None:
 
 def infer_types(model: ir.Model) -> None:
     """Types and shapes of every value; behind operators that onnx does not know, floats keep their width."""
+    if _all_known(model):
+        return
     try:
         passes.ShapeInferencePass(strict_mode=False, data_prop=True)(model)
     except (ValueError, RuntimeError, onnx.shape_inference.InferenceError):
@@ -35,3 +37,15 @@ def infer_types(model: ir.Model) -> None:
         for value in op.node.outputs[:1]:
             if value.dtype is None and known in FLOATS:
                 value.type = ir.TensorType(known)
+
+
+def _all_known(model: ir.Model) -> bool:
+    """Whether inference could add nothing: all sizes are numbers or free sizes of the model's inputs."""
+    free = {size for value in model.graph.inputs for size in value.shape or ()}
+    values = [value for op in operators(model) for value in op.node.outputs if value.name]
+    return all(
+        value.dtype is not None
+        and value.shape is not None
+        and all(isinstance(size, int) or (size in free and size.value is not None) for size in value.shape)
+        for value in values
+    )
