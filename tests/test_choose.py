@@ -173,6 +173,26 @@ def test_auto_takes_another_method_where_it_helps(monkeypatch: pytest.MonkeyPatc
     assert found["x"].method == "auto: minmax"
 
 
+def test_what_one_sample_gains_is_chance() -> None:
+    old, signal = np.full((50, 2), 1e-3), np.ones((50, 2))
+    lucky, better, rows = old.copy(), 0.9 * old, np.arange(50)
+    lucky[7] = 0
+    assert lucky.sum() < 0.985 * old.sum()
+    assert not auto.is_surely_less(lucky, old, signal)
+    assert auto.is_surely_less(better, old, signal)
+    assert not auto.is_surely_less(old, better, signal)
+    mostly = np.where((rows % 3 == 0)[:, None], 1.1 * old, better)
+    assert auto.is_surely_less(mostly, old, signal)
+    assert not auto.is_surely_less(mostly[:3], old[:3], signal[:3])  # as good a share of too few
+
+
+def test_one_sample_and_noise_without_end_decide_by_what_is_known() -> None:
+    old, signal = np.full((4, 1), 1e-3), np.ones((4, 1))
+    endless = np.full((4, 1), np.inf)
+    assert auto.is_surely_less(0.9 * old[:1], old[:1], signal[:1])
+    assert auto.is_surely_less(old, endless, signal)
+
+
 def test_auto_says_what_it_measured_and_is_the_same_in_every_run() -> None:
     graph = net()
     one, other = planned(graph, "auto"), planned(graph, "auto")
