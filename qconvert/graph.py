@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16})
 INLINE_LIMIT = 1_800_000_000
 """Weights beyond this many bytes do not fit a protobuf (2 GiB) with room for the graph; they go to a second file."""
+
+_SERIALIZING = Lock()
+"""One model at a time: onnx_ir renames tensors on the way, and models that threads write at once may share them."""
 
 
 @dataclass(frozen=True)
@@ -189,19 +193,23 @@ def write_model(
         path.write_bytes(serialize(model))
         return
     told = (lambda _, info: progress(info.index + 1)) if progress is not None else None
-    ir.save(model, path, external_data=f"{path.name}.data", max_shard_size_bytes=shard, callback=told)
+    with _SERIALIZING:
+        ir.save(model, path, external_data=f"{path.name}.data", max_shard_size_bytes=shard, callback=told)
 
 
 def serialize(model: ir.Model) -> bytes:
     """The bytes of a model below 2 GB with all its weights; the same model always gives the same bytes."""
-    outside = _external_values(model)
-    try:
-        for value, tensor in outside:
-            value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)  # others may hold its bytes
-        blob: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
-    finally:
-        for value, tensor in outside:
-            value.const_value = tensor
+    with _SERIALIZING:
+        outside = _external_values(model)
+        try:
+            for value, tensor in outside:
+                value.const_value = ir.Tensor(
+                    tensor.numpy(), tensor.dtype, name=tensor.name
+                )  # others may hold its bytes
+            blob: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+        finally:
+            for value, tensor in outside:
+                value.const_value = tensor
     return blob
 
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from qconvert.errors import ModelError, ProviderError, TargetError
-from qconvert.graph import INLINE_LIMIT, serialize, weight_bytes
+from qconvert.graph import INLINE_LIMIT, serialize, weight_bytes, write_model
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 
@@ -137,7 +137,7 @@ def _source(model: ir.Model | Path, folder: Path) -> str | bytes:
     if weight_bytes(model) <= INLINE_LIMIT:
         return serialize(model)
     path = folder / "model.onnx"
-    ir.save(model, path, external_data="model.data")
+    write_model(model, path, inline=0)
     return str(path)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
@@ -204,6 +207,36 @@ def test_tidy_leaves_results_out_that_were_left_out() -> None:
 
 def test_the_same_model_gives_the_same_bytes() -> None:
     assert serialize(branches()) == serialize(branches())
+
+
+class _Slow(ir.Tensor[npt.NDArray[np.float32]]):
+    """A tensor that takes its time to be renamed, as onnx_ir does it when it writes a model."""
+
+    _called: str | None = None
+
+    @property
+    def name(self) -> str | None:
+        return self._called
+
+    @name.setter
+    def name(self, value: str | None) -> None:
+        self._called = value
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("inline", [None, 0])
+def test_models_that_share_weights_are_written_in_threads(inline: int | None, tmp_path: Path) -> None:
+    shared = _Slow(weight(4, 3, 3, 3))
+    graphs = [model(f"y = Conv(x, w{k})", weights={f"w{k}": weight(4, 3, 3, 3)}) for k in range(4)]
+    for k, graph in enumerate(graphs):
+        graph.graph.initializers[f"w{k}"].const_value = shared
+
+    def names(k: int) -> list[str]:
+        write_model(graphs[k], tmp_path / f"{k}.onnx", inline=inline)
+        return list(load_model(tmp_path / f"{k}.onnx").graph.initializers)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(names, range(4))) == [[f"w{k}"] for k in range(4)]
 
 
 def test_too_much_for_one_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
