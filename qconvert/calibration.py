@@ -139,14 +139,20 @@ def _read_probes(described: Sequence[Sequence[Sequence[Any]]], archive: Mapping[
     for i, inputs in enumerate(described):
         parts: dict[str, npt.NDArray[Any] | Codes] = {}
         for j, (name, *coded) in enumerate(inputs):
-            if coded:
-                axis, *shapes = coded
-                size, width = (math.prod(shape) for shape in reversed(shapes))
-                parts[name] = _checked(Codes(codes[:size].reshape(shapes[1]), tables[:width].reshape(shapes[0]), axis))
-                codes, tables = codes[size:], tables[width:]
-            else:
+            if not coded:
                 parts[name] = archive[f"probe_{i}_{j}"]
+                continue
+            axis, table_shape, shape = coded
+            own, codes = _split(codes, shape)
+            table, tables = _split(tables, table_shape)
+            parts[name] = _checked(Codes(own, table, axis))
         yield PackedFeeds(parts)
+
+
+def _split(flat: npt.NDArray[Any], shape: Sequence[int]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The array of this shape that comes first, and what follows it."""
+    size = math.prod(shape)
+    return flat[:size].reshape(shape), flat[size:]
 
 
 def _checked(part: Codes) -> Codes:
@@ -188,15 +194,14 @@ def _write(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]], probes: Sequ
     parts = {
         f"probe_{i}_{j}": part for i, probe in enumerate(probes) for j, part in enumerate(parts_of(probe).values())
     }
+    plain = {name: part for name, part in parts.items() if not isinstance(part, Codes)}
     coded = [part for part in parts.values() if isinstance(part, Codes)]
     tables = _joined([part.tables.reshape(-1) for part in coded], np.float32)
     with zipfile.ZipFile(file, "w") as archive:
-        for name, array in {**arrays, "tables": tables, **parts}.items():
-            if isinstance(array, Codes):
-                continue
+        for name, array in {**arrays, "tables": tables, **plain}.items():
             member = io.BytesIO()
             np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-            way = zipfile.ZIP_STORED if name in parts else zipfile.ZIP_DEFLATED  # samples hardly shrink
+            way = zipfile.ZIP_STORED if name in plain else zipfile.ZIP_DEFLATED  # samples hardly shrink
             archive.writestr(_member(name), member.getbuffer(), way, compresslevel=1)  # a view: no copy
         _write_codes(archive, [part.codes for part in coded])
 
