@@ -6,12 +6,10 @@ contents give the same bytes.
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qconvert.errors import CalibrationError
-from qconvert.files import Spill, atomic_output
+from qconvert.files import atomic_output
 from qconvert.graph import file_hash
 from qconvert.histogram import BINS, Histogram, SampleRanges, TensorStats
-from qconvert.samples.pack import Codes, PackedFeeds, parts_of
+from qconvert.samples.archive import describe_samples, put_array, put_samples, read_samples
 from qconvert.visit import State
 
 if TYPE_CHECKING:
@@ -105,7 +103,7 @@ def save(calibration: Calibration, path: Path, *, force: bool, state: State | No
         "data": dict(calibration.data),
         "samples": calibration.samples,
         "skipped": [list(item) for item in calibration.skipped],
-        "probes": [[_described(*item) for item in parts_of(probe).items()] for probe in calibration.probes],
+        "probes": describe_samples(calibration.probes),
         "values": [
             [
                 name,
@@ -127,40 +125,6 @@ def save(calibration: Calibration, path: Path, *, force: bool, state: State | No
     with atomic_output(path, force=force) as temporary, temporary.open("wb") as file:
         arrays = {part: getattr(ranges, part) for part in RANGES} | _channel_members(source.channels)
         _write(file, {"header": text, "counts": counts, **arrays}, calibration.probes)
-
-
-def _described(name: str, part: npt.NDArray[Any] | Codes) -> list[Any]:
-    """A name, and of what is held as codes also the axis of their tables, the shape of these and that of the codes."""
-    return [name, part.axis, part.tables.shape, part.codes.shape] if isinstance(part, Codes) else [name]
-
-
-def _read_probes(described: Sequence[Sequence[Sequence[Any]]], archive: Mapping[str, Any]) -> Iterator[Feeds]:
-    codes, tables = archive["codes"], archive["tables"]
-    for i, inputs in enumerate(described):
-        parts: dict[str, npt.NDArray[Any] | Codes] = {}
-        for j, (name, *coded) in enumerate(inputs):
-            if not coded:
-                parts[name] = archive[f"probe_{i}_{j}"]
-                continue
-            axis, table_shape, shape = coded
-            own, codes = _split(codes, shape)
-            table, tables = _split(tables, table_shape)
-            parts[name] = _checked(Codes(own, table, axis))
-        yield PackedFeeds(parts)
-
-
-def _split(flat: npt.NDArray[Any], shape: Sequence[int]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """The array of this shape that comes first, and what follows it."""
-    size = math.prod(shape)
-    return flat[:size].reshape(shape), flat[size:]
-
-
-def _checked(part: Codes) -> Codes:
-    """Codes of a file, which are looked up without a look at the size of the table."""
-    if part.codes.dtype != np.uint8 or int(part.codes.max()) >= part.tables.shape[1]:
-        message = "codes that are not of their table"
-        raise ValueError(message)
-    return part
 
 
 def _channel_members(channels: Mapping[str, ChannelStats]) -> dict[str, npt.NDArray[Any]]:
@@ -187,40 +151,11 @@ def _joined(parts: Sequence[npt.NDArray[Any]], kind: npt.DTypeLike) -> npt.NDArr
 
 
 def _write(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]], probes: Sequence[Feeds]) -> None:
-    """What ``numpy.savez_compressed`` writes, without the time of day and at a third of its cost.
-
-    All codes of samples and all tables are a member each, since members have a cost of their own.
-    """
-    parts = {
-        f"probe_{i}_{j}": part for i, probe in enumerate(probes) for j, part in enumerate(parts_of(probe).values())
-    }
-    plain = {name: part for name, part in parts.items() if not isinstance(part, Codes)}
-    coded = [part for part in parts.values() if isinstance(part, Codes)]
-    tables = _joined([part.tables.reshape(-1) for part in coded], np.float32)
+    """What ``numpy.savez_compressed`` writes, without the time of day and at a third of its cost."""
     with zipfile.ZipFile(file, "w") as archive:
-        for name, array in {**arrays, "tables": tables, **plain}.items():
-            member = io.BytesIO()
-            np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-            way = zipfile.ZIP_STORED if name in plain else zipfile.ZIP_DEFLATED  # samples hardly shrink
-            archive.writestr(_member(name), member.getbuffer(), way, compresslevel=1)  # a view: no copy
-        _write_codes(archive, [part.codes for part in coded])
-
-
-def _write_codes(archive: zipfile.ZipFile, codes: Sequence[npt.NDArray[np.uint8]]) -> None:
-    """One after another, uncopied."""
-    size = sum(part.size for part in codes)
-    info = _member("codes")
-    info.file_size = size + 1024  # at most: whether it must be one for large files
-    with archive.open(info, "w") as member:
-        np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (size,)})
-        for part in codes:
-            member.write(np.ascontiguousarray(part).data)
-            Spill.release(part)
-
-
-def _member(name: str) -> zipfile.ZipInfo:
-    """Whose date is always the same."""
-    return zipfile.ZipInfo(f"{name}.npy")
+        for name, array in arrays.items():
+            put_array(archive, name, array)
+        put_samples(archive, probes)
 
 
 def _portable(number: float) -> str:
@@ -282,7 +217,7 @@ def _read(header: Mapping[str, Any], archive: Mapping[str, Any]) -> tuple[Calibr
             SampleRanges(*(part[at : at + recorded] for part in parts)),
         )
         at += recorded
-    probes = tuple(_read_probes(header["probes"], archive))
+    probes = tuple(read_samples(header["probes"], archive))
     skipped = tuple((name, reason) for name, reason in header["skipped"])
     about = header["model"], header["model_hash"], header["data"], header["samples"]
     found = Calibration(*about, skipped, stats, probes, _read_channels(header["channels"], archive))

@@ -159,11 +159,12 @@ class Fetcher:
 
     def _told(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Kind]:
         """What the outputs are as far as the sessions tell it of inputs of these shapes."""
-        axes: dict[int | str | None, int] = {}
+        axes: dict[str, int] = {}
         found: dict[str, _Kind] = {}
         for stage in self._stages:
             for one in stage.session.get_inputs():
-                axes.update(zip(one.shape, shapes.get(one.name, ()), strict=False))
+                come = zip(one.shape, shapes.get(one.name, ()), strict=False)
+                axes.update({axis: size for axis, size in come if isinstance(axis, str)})  # None is any size
             for one in stage.session.get_outputs():
                 sizes = [size if isinstance(size, int) else axes.get(size) for size in one.shape]
                 shape = tuple(size for size in sizes if size is not None)

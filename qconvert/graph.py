@@ -202,10 +202,8 @@ def serialize(model: ir.Model) -> bytes:
     with _SERIALIZING:
         outside = _external_values(model)
         try:
-            for value, tensor in outside:
-                value.const_value = ir.Tensor(
-                    tensor.numpy(), tensor.dtype, name=tensor.name
-                )  # others may hold its bytes
+            for value, tensor in outside:  # a tensor of its own: others may hold the bytes of this
+                value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)
             blob: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
         finally:
             for value, tensor in outside:

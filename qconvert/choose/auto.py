@@ -213,9 +213,9 @@ def is_surely_less(new: Floats, old: Floats, signal: Floats) -> bool:
         old: The same of the same samples.
         signal: Power of the outputs, alike.
     """
-    heard = signal.sum(0) > 0
-    gains = ((old - new)[:, heard] / signal.sum(0)[heard]).sum(1)
-    if gains.size < 2 or np.isinf(gains).any():
+    power = signal.sum(0)
+    gains = ((old - new)[:, power > 0] / power[power > 0]).sum(1)
+    if gains.size < 2 or np.isposinf(gains).any():
         return True
     return bool(gains.mean() > SURE * gains.std(ddof=1) / math.sqrt(gains.size))
 
