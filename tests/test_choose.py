@@ -151,14 +151,42 @@ def test_the_model_is_left_as_it_is() -> None:
 # --- auto
 
 
-@pytest.mark.parametrize("types", [{}, {"activations": "uint4"}])
-def test_auto_is_at_least_as_good_as_each_method(types: dict[str, str]) -> None:
+@pytest.mark.parametrize("types", [{}, {"activations": "uint4"}, {"weights": "int4"}])
+def test_auto_is_better_on_unseen_samples_than_what_seems_best_on_few(types: dict[str, str]) -> None:
+    graph, unseen = net(), images(1, 3, 8, 8, count=220)[20:]
+    stats = statistics(graph)
+    plans = {method: make_plan(graph, policy(method, **types), stats) for method in auto.METHODS}
+    found = planned(graph, "auto", **types)
+    known = {method: output_db(graph, plan) for method, plan in plans.items()}
+    best = max(known, key=lambda method: known[method])
+    assert output_db(graph, found) > known[best] - auto.NEAR_DB
+    assert output_db(graph, found, unseen) > output_db(graph, plans[best], unseen) + 0.3
+    assert output_db(graph, found, unseen) > min(output_db(graph, plan, unseen) for plan in plans.values()) + 1
+
+
+def test_what_the_samples_do_not_tell_apart_meets_midway() -> None:
     graph = net()
     stats = statistics(graph)
-    found = output_db(graph, planned(graph, "auto", **types))
-    others = [output_db(graph, make_plan(graph, policy(method, **types), stats)) for method in auto.METHODS]
-    assert found >= max(others) - 0.05
-    assert found > min(others) + 1
+    found = choose(graph, policy("auto"), stats, PROBES).ranges["x"]
+    best, rest = found.reason.removeprefix("auto: ").split(",")[0], found.reason.split("the mean of ")[1]
+    rivals = rest.split(", which the samples")[0].split(", ")
+    assert found.method == f"auto: {best} and {len(rivals)} more"
+    assert "average" not in rivals
+    ranges = {name: make_calibrator(name)(stats["x"], UINT8, symmetric=False) for name in (best, *rivals)}
+    low, high = (np.mean([getattr(ranges[name], end) for name in rivals]) for end in ("low", "high"))
+    assert found.range.low == pytest.approx((ranges[best].low + low) / 2)
+    assert found.range.high == pytest.approx((ranges[best].high + high) / 2)
+
+
+@given(*[st.lists(st.tuples(*[st.floats(-1e30, 1e30)] * 2), min_size=count, max_size=9) for count in (1, 0)])
+def test_midway_lies_between(ends: list[tuple[float, float]], others: list[tuple[float, float]]) -> None:
+    one, *_ = found = [Range(*sorted(pair)) for pair in ends[:1] + others]
+    between = auto.midway(one, found[1:])
+    assert min(one.low for one in found) <= between.low <= max(one.low for one in found)
+    assert min(one.high for one in found) <= between.high <= max(one.high for one in found)
+    assert auto.midway(one, [one] * 3) == one
+    mirrored = auto.midway(Range(-one.high, -one.low), [Range(-other.high, -other.low) for other in found[1:]])
+    assert mirrored == Range(-between.high, -between.low)
 
 
 def test_auto_takes_another_method_where_it_helps(monkeypatch: pytest.MonkeyPatch) -> None:
