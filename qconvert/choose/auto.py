@@ -150,7 +150,7 @@ class _Search:
         if not self._is_like(state, states[best]):
             rivals, found = [], alone
             state = self._weighed(found)
-        method = f"auto: {best} and {len(rivals)} more" if rivals else f"auto: {best}"
+        method = f"auto: midway from {best}" if rivals else f"auto: {best}"
         if rivals:
             why += f"; midway to the mean of {', '.join(rivals)}, which the samples do not tell from it"
         if self.weights:
