@@ -22,7 +22,7 @@ from qconvert.errors import CalibrationError
 from qconvert.files import atomic_output
 from qconvert.graph import file_hash
 from qconvert.histogram import BINS, Histogram, SampleRanges, TensorStats
-from qconvert.samples.archive import describe_samples, put_array, put_samples, read_samples
+from qconvert.samples.archive import describe_samples, joined, put_array, put_samples, read_samples
 from qconvert.visit import State
 
 if TYPE_CHECKING:
@@ -93,9 +93,7 @@ def save(calibration: Calibration, path: Path, *, force: bool, state: State | No
     """
     source = state or calibration
     names, rows = list(source.stats), list(source.stats.values())
-    ranges = SampleRanges(
-        *(_joined([getattr(row.ranges, part) for row in rows], kind) for part, kind in RANGES.items())
-    )
+    ranges = SampleRanges(*(joined([getattr(row.ranges, part) for row in rows], kind) for part, kind in RANGES.items()))
     header = {
         "format": FORMAT,
         "model": calibration.model,
@@ -144,10 +142,6 @@ def _read_channels(sizes: Sequence[tuple[str, int]], archive: Mapping[str, Any])
         name: ChannelStats.from_arrays({part: array[start:end] for part, array in whole.items()})
         for (name, _), (start, end) in zip(sizes, pairwise(ends), strict=True)
     }
-
-
-def _joined(parts: Sequence[npt.NDArray[Any]], kind: npt.DTypeLike) -> npt.NDArray[Any]:
-    return np.concatenate([np.zeros(0, kind), *parts])
 
 
 def _write(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]], probes: Sequence[Feeds]) -> None:

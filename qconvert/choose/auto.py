@@ -147,11 +147,12 @@ class _Search:
         alone = {name: self.ranges[best][name].range for name in self.wanted}
         found = {name: midway(one, [self.ranges[rival][name].range for rival in rivals]) for name, one in alone.items()}
         state = self._weighed(found)
-        if not self._is_like(state, states[best]):
+        if rivals and not self._is_like(state, states[best]):
             rivals, found = [], alone
             state = self._weighed(found)
-        method = f"auto: midway from {best}" if rivals else f"auto: {best}"
+        method = f"auto: {best}"
         if rivals:
+            method = f"auto: midway from {best}"
             why += f"; midway to the mean of {', '.join(rivals)}, which the samples do not tell from it"
         if self.weights:
             why += f"; scales of weights by {LAYERWISE}"

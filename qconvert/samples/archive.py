@@ -41,7 +41,7 @@ def put_samples(archive: zipfile.ZipFile, samples: Sequence[Feeds]) -> None:
             else:
                 plain[_name(i, j)] = part
     tables = [part.tables.reshape(-1) for part in coded]
-    put_array(archive, "tables", np.concatenate([np.zeros(0, np.float32), *tables]))
+    put_array(archive, "tables", joined(tables, np.float32))
     for name, array in plain.items():
         put_array(archive, name, array, zipfile.ZIP_STORED)  # samples hardly shrink
     _put_codes(archive, [part.codes for part in coded])
@@ -54,6 +54,11 @@ def put_array(
     member = io.BytesIO()
     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
     archive.writestr(_member(name), member.getbuffer(), compression, compresslevel=1)  # a view: no copy
+
+
+def joined(arrays: Sequence[npt.NDArray[Any]], kind: npt.DTypeLike) -> npt.NDArray[Any]:
+    """One after another; where there are none, nothing of this kind."""
+    return np.concatenate([np.zeros(0, kind), *arrays])
 
 
 def _put_codes(archive: zipfile.ZipFile, codes: Sequence[npt.NDArray[np.uint8]]) -> None:
